@@ -1,0 +1,92 @@
+// Kernels in plain C++: for any machine, and the yardstick of the others.
+#define MAMBA_EDGE_GENERIC_LANES
+#include "platforms/simd/kernels_impl.h"
+#include "platforms/tables.h"
+
+namespace mamba_edge {
+namespace {
+
+struct GenericIsa {
+  using Arch = Generic;
+  using V = Lanes<Arch>;
+  using Ints = V::Ints;
+  static constexpr size_t kTokenBlock = 4;
+  static constexpr int32_t kZero8 = 128;
+  static constexpr int32_t kZero4 = 8;
+
+  static ME_INLINE Ints broadcast_int(int32_t value) {
+    Ints r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = value;
+    return r;
+  }
+
+  // Rebiases the exponent; subnormals go through a subtraction that makes them normal, and is
+  // exact.
+  static ME_INLINE V from_f16(const uint16_t* p) {
+    constexpr uint32_t kRebias = 112u << 23, kExponent = 0x0f800000u, kImplicit = 1u << 23;
+    return V::make([&](int i) {
+      const uint32_t h = p[i];
+      const uint32_t sign = (h & 0x8000u) << 16;
+      uint32_t bits = (h & 0x7fffu) << 13;
+      const uint32_t exponent = bits & kExponent;
+      bits += kRebias + (exponent == kExponent ? kRebias : 0u);  // infinity, NaN
+      const float subnormal = bits_float(bits + kImplicit) - bits_float(kRebias + kImplicit);
+      return bits_float((exponent == 0 ? float_bits(subnormal) : bits) | sign);
+    });
+  }
+
+  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth 1
+    int32_t total = 0;
+    for (int i = 0; i < kLanes; ++i) {
+      const uint32_t bits = float_bits(x.v[i] + kRound) - float_bits(kRound);
+      const int8_t value = static_cast<int8_t>(bits & 0xffu);
+      q[i] = value;
+      total += value;
+    }
+    return total;
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
+      for (int t = 0; t < T; ++t) {
+        const int8_t* a = q[t] + i;
+        const int a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3];
+        for (int r = 0; r < kLanes; ++r) {
+          dot[t].v[r] += w[4 * r] * a0 + w[4 * r + 1] * a1 + w[4 * r + 2] * a2 + w[4 * r + 3] * a3;
+        }
+      }
+    }
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += kTileRows * kStepInputs) {
+      uint8_t low[64], high[64];
+      for (int r = 0; r < 64; ++r) {
+        low[r] = w[r] & 15u;
+        high[r] = static_cast<uint8_t>(w[r] >> 4);
+      }
+      for (int t = 0; t < T; ++t) {
+        const int8_t* a = q[t] + i;
+        const int a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3];
+        const int b0 = a[4], b1 = a[5], b2 = a[6], b3 = a[7];
+        for (int r = 0; r < kLanes; ++r) {
+          dot[t].v[r] += low[4 * r] * a0 + low[4 * r + 1] * a1 + low[4 * r + 2] * a2 +
+                         low[4 * r + 3] * a3 + high[4 * r] * b0 + high[4 * r + 1] * b1 +
+                         high[4 * r + 2] * b2 + high[4 * r + 3] * b3;
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+const KernelTable* generic_table() {
+  static constexpr KernelTable table = Kernels<GenericIsa>::table("generic");
+  return &table;
+}
+
+}  // namespace mamba_edge

@@ -1,0 +1,160 @@
+// The contract of every kernel: what it computes, the layout of what it reads, and how exact it is.
+//
+// A kernel is a pure function: it allocates nothing, starts no thread and keeps nothing. All float
+// rows are padded to a multiple of 16 floats (kTileRows) and start at a multiple of 64 bytes;
+// strides are in elements. A kernel reads and writes whole blocks of 16 and nothing beyond them.
+// Results for one token do not depend on how many tokens, row blocks or channel blocks a call
+// covers, so work may be cut anywhere and gives the same bits; different tables round differently.
+//
+// `kernels.inc` lists the kernels, one row each, and drives the table below, the tests and the
+// benches. Names are <op>_<weights>_<activations>; the ISA is the table that a kernel sits in.
+// Nothing here knows "Mamba" the model: the scans are the recurrences of the papers, given as plain
+// arrays.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "quant/blocks.h"
+
+namespace mamba_edge {
+
+// A packed matrix in memory; see quant/blocks.h for the layout.
+struct Matrix {
+  MatrixShape shape;
+  size_t row_block_bytes = 0;     // shape.row_block_bytes()
+  float scale = 1.0f;             // multiplies every value
+  const uint8_t* data = nullptr;  // [row_blocks][row_block_bytes], 64-byte aligned
+};
+
+// Rows of activations quantised to int8 in groups: value = scale * q, -127 <= q <= 127.
+struct QuantisedRows {
+  int8_t* q = nullptr;     // [tokens][stride], padded inputs are 0
+  float* scale = nullptr;  // [tokens][group_stride]
+  int32_t* sum = nullptr;  // [tokens][group_stride], sum of q over each group
+  size_t stride = 0;
+  size_t group_stride = 0;
+};
+
+constexpr float kTinyActivation = 0x1p-100f;
+
+// Quantises one row of `n` floats (n a multiple of group, group of kGroupMultiple) in groups: scale
+// = max|x| / 127, q = x / scale rounded to nearest (ties to even), sum = sum of q; an all-zero
+// group has scale 0 and q 0. x is finite. |x - scale * q| <= scale * (0.5 + 2^-15). A group whose
+// max|x| is below kTinyActivation counts as all zero, so that no scale is subnormal.
+using QuantiseI8 = void(const float* x, size_t n, size_t group, int8_t* q, float* scale,
+                        int32_t* sum);
+
+// out[t * out_stride + row] for the rows of row blocks [begin, end) and t in [0, tokens):
+//   sum over groups g of (weight_scale[g][row] * act_scale[t][g]) * (int32 dot of the group), times
+//   matrix.scale.
+// The int32 dot is exact; float32 accumulation over groups, in ascending order, in one accumulator
+// per row. |error| <= (groups + 3) * 2^-24 * sum over groups of |term|.
+using MatmulQuantised = void(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
+                             size_t tokens, float* out, size_t out_stride);
+
+// The same with float activations x[t * x_stride + col], w.shape.cols of them (padding 0), fp32 or
+// fp16 weights; float32 products and sums. |error| <= (cols + 2) * 2^-24 * sum over cols of |w *
+// x|.
+using MatmulFloat = void(const Matrix& w, size_t begin, size_t end, const float* x, size_t x_stride,
+                         size_t tokens, float* out, size_t out_stride);
+
+// out[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps) over the first n values (padding up to a
+// multiple of 16 is zero on input, where it adds nothing to the sum, and zero on output, because
+// weight's padding is zero). `weight` NULL: ones for the first n. out may be x. Relative error <=
+// (n / 16 + 12) * 2^-24 (sums run in 16 lanes).
+using RmsNorm = void(const float* x, const float* weight, size_t n, float eps, float* out);
+
+// out = (x - mean) / sqrt(variance + eps) * weight + bias, two passes; bias may be NULL. Same
+// padding rules: padding of out is zero.
+using LayerNorm = void(const float* x, const float* weight, const float* bias, size_t n, float eps,
+                       float* out);
+
+// y[i] += x[i] (+ bias[i] where bias is not NULL); n is a multiple of 16.
+using AddRows = void(float* y, const float* x, const float* bias, size_t n);
+
+// Causal depthwise convolution and SiLU over channel blocks, one window per channel:
+//   window <- (window[1..], in[t]);  out[t] = silu(bias + sum_k weight[k] * window[k])
+struct ConvArgs {
+  float* window = nullptr;        // [blocks][d_conv][16], newest last; updated
+  const float* weight = nullptr;  // [blocks][d_conv][16]
+  const float* bias = nullptr;    // [blocks * 16] or NULL
+  const float* in = nullptr;      // [tokens][in_stride], the inputs x
+  float* out = nullptr;           // [tokens][out_stride]; may be `in` with the same stride
+  size_t in_stride = 0, out_stride = 0;
+  size_t d_conv = 0;
+  size_t blocks = 0;
+  size_t tokens = 0;
+};
+using ConvSilu = void(const ConvArgs& args);
+
+// Mamba-1's selective scan (Gu & Dao 2023, "Mamba", algorithm 2, zero-order hold on A, Euler on B)
+// with the output gate, per channel d and state n, tokens in order:
+//   dt = softplus(dt_in + dt_bias);  h[n] = exp(dt * A[n]) * h[n] + dt * B[n] * x;
+//   y = (sum_n C[n] * h[n] + D * x) * silu(z)
+struct Mamba1ScanArgs {
+  float* state = nullptr;          // [blocks][d_state][16]; updated
+  const float* a = nullptr;        // [blocks][d_state][16], negative (-exp(A_log))
+  const float* d = nullptr;        // [blocks * 16]
+  const float* dt_bias = nullptr;  // [blocks * 16]
+  const float* dt = nullptr;       // [tokens][dt_stride]
+  const float* b = nullptr;        // [tokens][bc_stride], d_state values
+  const float* c = nullptr;        // [tokens][bc_stride], d_state values
+  const float* x = nullptr;        // [tokens][x_stride]
+  const float* z = nullptr;        // [tokens][z_stride]
+  float* y = nullptr;              // [tokens][y_stride]; may be x or dt with the same stride
+  size_t dt_stride = 0, bc_stride = 0, x_stride = 0, z_stride = 0, y_stride = 0;
+  size_t d_state = 0;
+  size_t blocks = 0;
+  size_t tokens = 0;
+};
+using Mamba1Scan = void(const Mamba1ScanArgs& args);
+
+// Mamba-2's scan (Dao & Gu 2024, "Transformers are SSMs", scalar A per head), per channel, with dt
+// and decay = exp(dt * A) already expanded to channels:
+//   h[n] = decay * h[n] + dt * x * B[n];  y = sum_n C[n] * h[n] + D * x
+struct Mamba2ScanArgs {
+  float* state = nullptr;        // [blocks][d_state][16]; updated
+  const float* d = nullptr;      // [blocks * 16]
+  const float* dt = nullptr;     // [tokens][dt_stride], one value per channel
+  const float* decay = nullptr;  // [tokens][dt_stride], one value per channel
+  const float* b = nullptr;  // [tokens][bc_stride], d_state values: all channels are of one group
+  const float* c = nullptr;  // [tokens][bc_stride]
+  const float* x = nullptr;  // [tokens][x_stride]
+  float* y = nullptr;        // [tokens][y_stride]; may be x
+  size_t dt_stride = 0, bc_stride = 0, x_stride = 0, y_stride = 0;
+  size_t d_state = 0;
+  size_t blocks = 0;
+  size_t tokens = 0;
+};
+using Mamba2Scan = void(const Mamba2ScanArgs& args);
+
+// Per head: dt[i] = clamp(softplus(dt[i] + bias[i]), low, high) and decay[i] = exp(dt[i] * a[i]); n
+// a multiple of 16. softplus(v) = log1p(exp(v)), v itself above 20 (as PyTorch does); it never
+// overflows.
+using DtDecay = void(float* dt, const float* bias, const float* a, float low, float high, size_t n,
+                     float* decay);
+
+// Mamba-2's output gate before its norm, one row of n channels (a multiple of 16):
+//   norm_first false: v = y * silu(z), out = v * weight;   norm_first true: v = y, out = y * weight
+//   * silu(z).
+// Returns the sum of v^2, so that the caller can finish the RMS norm by one factor per row; weight
+// NULL: ones.
+using GateNorm = float(const float* y, const float* z, const float* weight, bool norm_first,
+                       size_t n, float* out);
+
+// x[i] *= factor; n a multiple of 16.
+using Scale = void(float* x, float factor, size_t n);
+
+// Index of the largest of n floats (any n >= 1, unaligned), the lowest on ties; NaN is never the
+// largest unless all are.
+using ArgMax = size_t(const float* x, size_t n);
+
+struct KernelTable {
+  const char* isa;
+#define ME_KERNEL(Type, name) Type* name;
+#include "platforms/kernels.inc"
+#undef ME_KERNEL
+};
+
+}  // namespace mamba_edge

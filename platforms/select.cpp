@@ -1,0 +1,76 @@
+#include "platforms/select.h"
+
+#include <cstring>
+
+#include "platforms/cpu.h"
+#include "platforms/tables.h"
+
+namespace mamba_edge {
+namespace {
+
+// One row per table of this architecture, best first.
+struct Row {
+  const char* isa;
+  const KernelTable* (*table)();
+  bool CpuFeatures::*needs;  // NULL: nothing
+};
+
+constexpr Row kRows[] = {
+#if defined(__x86_64__)
+    {"avx512", avx512_table, &CpuFeatures::avx512},
+    {"avx2", avx2_table, &CpuFeatures::avx2},
+    {"sse2", sse2_table, &CpuFeatures::sse2},
+#elif defined(__aarch64__)
+    {"neon", neon_table, &CpuFeatures::neon},
+#endif
+    {"generic", generic_table, nullptr},
+};
+constexpr size_t kRowCount = sizeof(kRows) / sizeof(kRows[0]);
+
+// Computed once, constant from then on.
+struct Available {
+  const KernelTable* tables[kRowCount] = {};
+  size_t n = 0;
+  char names[256] = {};
+
+  Available() {
+    const CpuFeatures cpu = detect_cpu();
+    size_t length = 0;
+    for (const Row& row : kRows) {
+      const char* separator = length == 0 ? "" : ", ";
+      const size_t need = std::strlen(separator) + std::strlen(row.isa);
+      if (length + need < sizeof(names)) {
+        std::memcpy(names + length, separator, std::strlen(separator));
+        std::memcpy(names + length + std::strlen(separator), row.isa, std::strlen(row.isa));
+        length += need;
+      }
+      const KernelTable* table = row.needs == nullptr || cpu.*row.needs ? row.table() : nullptr;
+      if (table != nullptr) tables[n++] = table;
+    }
+  }
+};
+
+const Available& available() {
+  static const Available result;
+  return result;
+}
+
+}  // namespace
+
+const KernelTable* const* available_tables(size_t* n) {
+  *n = available().n;
+  return available().tables;
+}
+
+const char* known_isas() { return available().names; }
+
+const KernelTable* select_table(const char* isa) {
+  const Available& a = available();
+  if (isa == nullptr || std::strcmp(isa, "auto") == 0) return a.tables[0];
+  for (size_t i = 0; i < a.n; ++i) {
+    if (std::strcmp(a.tables[i]->isa, isa) == 0) return a.tables[i];
+  }
+  return nullptr;
+}
+
+}  // namespace mamba_edge

@@ -1,0 +1,21 @@
+// Chooses a kernel table. Does not read the environment: the tools do, and pass the name on.
+#pragma once
+
+#include <cstddef>
+
+#include "platforms/kernels.h"
+
+namespace mamba_edge {
+
+// The tables of this build that this CPU can run, best first, "generic" always last. Sets *n.
+const KernelTable* const* available_tables(size_t* n);
+
+// All names that exist in any build for this architecture, for messages ("avx512, avx2, sse2,
+// generic").
+const char* known_isas();
+
+// The table called `isa`, or the best one for NULL and "auto". NULL if there is none of that name
+// here.
+const KernelTable* select_table(const char* isa);
+
+}  // namespace mamba_edge

@@ -1,0 +1,429 @@
+// Every kernel of platforms/kernels.h, written once over 16 lanes. Included by one translation unit
+// per table.
+//
+// `Isa` supplies what differs:
+//   Arch                                          the type that Lanes<Arch> is made of
+//   Lanes from_f16(const uint16_t* p)             sixteen binary16 values, exact, subnormals
+//   included int32_t quantise(const Lanes& x, int8_t* q)   rounds sixteen values of magnitude <=
+//   127 to nearest even, stores
+//                                                 them and returns their sum
+//   Ints broadcast_int(int32_t v)
+//   dot_i8<T>(w, inputs, q, dot)                  dot[t][row] += sum of weight byte * q[t][i] over
+//   one group of inputs; dot_i4<T>(w, inputs, q, dot)                  a byte (nibble) stands for
+//   its value plus kZero8 (kZero4) kTokenBlock                                   tokens that are
+//   multiplied by one reading of the weights
+//
+// A token's result may not depend on T: the dots are exact integers, and what follows is one chain
+// of float operations per row and token, so it does not.
+#pragma once
+
+#include "platforms/kernels.h"
+#include "platforms/simd/lanes.h"
+
+namespace mamba_edge {
+namespace {
+
+template <typename Isa>
+struct Kernels {
+  using V = Lanes<typename Isa::Arch>;
+  using Ints = typename V::Ints;
+
+  static constexpr size_t kTokenBlock =
+      Isa::kTokenBlock;  // tokens that share one reading of the weights
+
+  static ME_INLINE V silu(const V& x) {
+    const V one = V::broadcast(1.0f);
+    return x / (one + V::exp(V::broadcast(0.0f) - x));
+  }
+
+  static ME_INLINE float sum(const V& x) {
+    alignas(64) float v[kLanes];
+    x.store(v);
+    return sum_tree(v);
+  }
+
+  // ---- quantisation ----
+
+  static void quantise_i8(const float* x, size_t n, size_t group, int8_t* q, float* scale,
+                          int32_t* sum) {
+    for (size_t g = 0; g * group < n; ++g, x += group, q += group) {
+      V largest = V::broadcast(0.0f);
+      for (size_t i = 0; i < group; i += kLanes) largest = V::max(largest, V::abs(V::load(x + i)));
+      alignas(64) float v[kLanes];
+      largest.store(v);
+      const float top = max_tree(v);
+      if (!(top >= kTinyActivation)) {
+        std::memset(q, 0, group);
+        scale[g] = 0.0f;
+        sum[g] = 0;
+        continue;
+      }
+      const V inverse = V::broadcast(127.0f / top);
+      int32_t total = 0;
+      for (size_t i = 0; i < group; i += kLanes) {
+        const V scaled = V::load(x + i) * inverse;
+        total += Isa::quantise(scaled, q + i);
+      }
+      scale[g] = top / 127.0f;
+      sum[g] = total;
+    }
+  }
+
+  // ---- matrices ----
+
+  template <int T, bool kHalf>
+  static ME_INLINE void float_rows(const uint8_t* block, size_t cols, const float* x,
+                                   size_t x_stride, float scale, float* out, size_t out_stride) {
+    V acc[T];
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) acc[t] = V::broadcast(0.0f);
+    for (size_t c = 0; c < cols; ++c) {
+      const V w = kHalf ? Isa::from_f16(reinterpret_cast<const uint16_t*>(block) + c * kLanes)
+                        : V::load(reinterpret_cast<const float*>(block) + c * kLanes);
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        acc[t] = V::fma(w, V::broadcast(x[static_cast<size_t>(t) * x_stride + c]), acc[t]);
+      }
+    }
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      (acc[t] * V::broadcast(scale)).store(out + static_cast<size_t>(t) * out_stride);
+    }
+  }
+
+  template <bool kHalf>
+  static ME_INLINE void matmul_float(const Matrix& w, size_t begin, size_t end, const float* x,
+                                     size_t x_stride, size_t tokens, float* out,
+                                     size_t out_stride) {
+    const size_t cols = w.shape.cols;
+    for (size_t r = begin; r < end; ++r) {
+      const uint8_t* block = w.data + r * w.row_block_bytes;
+      float* o = out + r * kTileRows;
+      size_t t = 0;
+      for (; t + 4 <= tokens; t += 4) {
+        float_rows<4, kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                             out_stride);
+      }
+      for (; t < tokens; ++t) {
+        float_rows<1, kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                             out_stride);
+      }
+    }
+  }
+
+  static void matmul_f32_f32(const Matrix& w, size_t begin, size_t end, const float* x,
+                             size_t x_stride, size_t tokens, float* out, size_t out_stride) {
+    matmul_float<false>(w, begin, end, x, x_stride, tokens, out, out_stride);
+  }
+
+  static void matmul_f16_f32(const Matrix& w, size_t begin, size_t end, const float* x,
+                             size_t x_stride, size_t tokens, float* out, size_t out_stride) {
+    matmul_float<true>(w, begin, end, x, x_stride, tokens, out, out_stride);
+  }
+
+  // One row block times T tokens, the first of which is `t0`.
+  template <int T, bool kInt4>
+  static ME_INLINE void quantised_rows(const uint8_t* block, const MatrixShape& shape,
+                                       const QuantisedRows& x, size_t t0, float scale, float* out,
+                                       size_t out_stride) {
+    const uint16_t* weight_scale = reinterpret_cast<const uint16_t*>(block);
+    const uint8_t* w = block + shape.scale_bytes();
+    const size_t group = shape.group;
+    const size_t groups = shape.groups();
+    const size_t group_bytes = group * kTileRows / (kInt4 ? 2 : 1);
+    constexpr int32_t kZero = kInt4 ? Isa::kZero4 : Isa::kZero8;
+
+    V acc[T];
+    const int8_t* q[T];
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      acc[t] = V::broadcast(0.0f);
+      q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
+    }
+    for (size_t g = 0; g < groups; ++g) {
+      Ints dot[T];
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
+        dot[t] = Isa::broadcast_int(-kZero * x.sum[at]);
+      }
+      if constexpr (kInt4) {
+        Isa::template dot_i4<T>(w, group, q, dot);
+      } else {
+        Isa::template dot_i8<T>(w, group, q, dot);
+      }
+      const V ws = Isa::from_f16(weight_scale + g * kTileRows);
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
+        acc[t] = V::fma(ws * V::broadcast(x.scale[at]), V::from_int(dot[t]), acc[t]);
+        q[t] += group;
+      }
+      w += group_bytes;
+    }
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      (acc[t] * V::broadcast(scale)).store(out + (t0 + static_cast<size_t>(t)) * out_stride);
+    }
+  }
+
+  template <bool kInt4>
+  static ME_INLINE void matmul_quantised(const Matrix& w, size_t begin, size_t end,
+                                         const QuantisedRows& x, size_t tokens, float* out,
+                                         size_t out_stride) {
+    for (size_t r = begin; r < end; ++r) {
+      const uint8_t* block = w.data + r * w.row_block_bytes;
+      float* o = out + r * kTileRows;
+      size_t t = 0;
+      for (; t + kTokenBlock <= tokens; t += kTokenBlock) {
+        quantised_rows<static_cast<int>(kTokenBlock), kInt4>(block, w.shape, x, t, w.scale, o,
+                                                             out_stride);
+      }
+      for (; t < tokens; ++t)
+        quantised_rows<1, kInt4>(block, w.shape, x, t, w.scale, o, out_stride);
+    }
+  }
+
+  static void matmul_i8_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
+                           size_t tokens, float* out, size_t out_stride) {
+    matmul_quantised<false>(w, begin, end, x, tokens, out, out_stride);
+  }
+
+  static void matmul_i4_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
+                           size_t tokens, float* out, size_t out_stride) {
+    matmul_quantised<true>(w, begin, end, x, tokens, out, out_stride);
+  }
+
+  // ---- norms ----
+
+  static void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
+    V squares = V::broadcast(0.0f);
+    for (size_t i = 0; i < n; i += kLanes) {
+      const V v = V::load(x + i);
+      squares = V::fma(v, v, squares);
+    }
+    const float mean = sum(squares) / static_cast<float>(n);
+    const V factor = V::broadcast(1.0f / __builtin_sqrtf(mean + eps));
+    for (size_t i = 0; i < n; i += kLanes) {
+      V v = V::load(x + i) * factor;
+      if (weight != nullptr) v = v * V::load(weight + i);
+      v.store(out + i);
+    }
+  }
+
+  static void layer_norm(const float* x, const float* weight, const float* bias, size_t n,
+                         float eps, float* out) {
+    V total = V::broadcast(0.0f);
+    for (size_t i = 0; i < n; i += kLanes) total = total + V::load(x + i);
+    const V mean = V::broadcast(sum(total) / static_cast<float>(n));
+    V squares = V::broadcast(0.0f);
+    const size_t whole = n / kLanes * kLanes;
+    for (size_t i = 0; i < whole; i += kLanes) {
+      const V v = V::load(x + i) - mean;
+      squares = V::fma(v, v, squares);
+    }
+    if (whole < n) {  // the padding is not at distance 0 from the mean, but does not count
+      alignas(64) float mask[kLanes];
+      for (size_t i = 0; i < kLanes; ++i) mask[i] = whole + i < n ? 1.0f : 0.0f;
+      const V v = (V::load(x + whole) - mean) * V::load(mask);
+      squares = V::fma(v, v, squares);
+    }
+    const float variance = sum(squares) / static_cast<float>(n);
+    const V factor = V::broadcast(1.0f / __builtin_sqrtf(variance + eps));
+    for (size_t i = 0; i < n; i += kLanes) {
+      V v = (V::load(x + i) - mean) * factor * V::load(weight + i);
+      if (bias != nullptr) v = v + V::load(bias + i);
+      v.store(out + i);
+    }
+  }
+
+  // ---- elementwise ----
+
+  static void add_rows(float* y, const float* x, const float* bias, size_t n) {
+    for (size_t i = 0; i < n; i += kLanes) {
+      V v = V::load(y + i) + V::load(x + i);
+      if (bias != nullptr) v = v + V::load(bias + i);
+      v.store(y + i);
+    }
+  }
+
+  static void scale(float* x, float factor, size_t n) {
+    const V f = V::broadcast(factor);
+    for (size_t i = 0; i < n; i += kLanes) (V::load(x + i) * f).store(x + i);
+  }
+
+  static void dt_decay(float* dt, const float* bias, const float* a, float low, float high,
+                       size_t n, float* decay) {
+    const V lo = V::broadcast(low);
+    const V hi = V::broadcast(high);
+    for (size_t i = 0; i < n; i += kLanes) {
+      const V v = V::min(V::max(V::softplus(V::load(dt + i) + V::load(bias + i)), lo), hi);
+      v.store(dt + i);
+      V::exp(v * V::load(a + i)).store(decay + i);
+    }
+  }
+
+  static float gate_norm(const float* y, const float* z, const float* weight, bool norm_first,
+                         size_t n, float* out) {
+    V squares = V::broadcast(0.0f);
+    for (size_t i = 0; i < n; i += kLanes) {
+      const V gate = silu(V::load(z + i));
+      V v = V::load(y + i);
+      if (!norm_first) v = v * gate;
+      squares = V::fma(v, v, squares);
+      if (weight != nullptr) v = v * V::load(weight + i);
+      if (norm_first) v = v * gate;
+      v.store(out + i);
+    }
+    return sum(squares);
+  }
+
+  static size_t arg_max(const float* x, size_t n) {
+    float top = -__builtin_inff();
+    const size_t whole = n / kLanes * kLanes;
+    if (whole > 0) {
+      V largest = V::broadcast(top);
+      for (size_t i = 0; i < whole; i += kLanes)
+        largest = V::greater_or(V::load_unaligned(x + i), largest);
+      alignas(64) float v[kLanes];
+      largest.store(v);
+      top = max_tree(v);
+    }
+    for (size_t i = whole; i < n; ++i) top = x[i] > top ? x[i] : top;
+    // The first one that equals the largest; there is none only if all are NaN.
+    const V wanted = V::broadcast(top);
+    size_t i = 0;
+    while (i < whole && !V::load_unaligned(x + i).any_equal(wanted)) i += kLanes;
+    for (; i < n; ++i) {
+      if (x[i] == top) return i;
+    }
+    return 0;
+  }
+
+  // ---- recurrences ----
+
+  template <size_t K>
+  static ME_INLINE void conv_block(const ConvArgs& args, size_t block) {
+    float* window = args.window + block * K * kLanes;
+    const float* weight = args.weight + block * K * kLanes;
+    const V bias = args.bias != nullptr ? V::load(args.bias + block * kLanes) : V::broadcast(0.0f);
+    V w[K], k[K];
+    ME_UNROLL
+    for (size_t i = 0; i < K; ++i) {
+      w[i] = V::load(window + i * kLanes);
+      k[i] = V::load(weight + i * kLanes);
+    }
+    const float* x = args.in + block * kLanes;
+    float* out = args.out + block * kLanes;
+    for (size_t t = 0; t < args.tokens; ++t, x += args.in_stride, out += args.out_stride) {
+      ME_UNROLL
+      for (size_t i = 0; i + 1 < K; ++i) w[i] = w[i + 1];
+      w[K - 1] = V::load(x);
+      V acc = bias;
+      ME_UNROLL
+      for (size_t i = 0; i < K; ++i) acc = V::fma(k[i], w[i], acc);
+      silu(acc).store(out);
+    }
+    ME_UNROLL
+    for (size_t i = 0; i < K; ++i) w[i].store(window + i * kLanes);
+  }
+
+  static ME_INLINE void conv_block_any(const ConvArgs& args, size_t block) {
+    const size_t taps = args.d_conv;
+    float* window = args.window + block * taps * kLanes;
+    const float* weight = args.weight + block * taps * kLanes;
+    const V bias = args.bias != nullptr ? V::load(args.bias + block * kLanes) : V::broadcast(0.0f);
+    const float* x = args.in + block * kLanes;
+    float* out = args.out + block * kLanes;
+    for (size_t t = 0; t < args.tokens; ++t, x += args.in_stride, out += args.out_stride) {
+      V acc = bias;
+      for (size_t i = 0; i < taps; ++i) {
+        const V v = i + 1 < taps ? V::load(window + (i + 1) * kLanes) : V::load(x);
+        v.store(window + i * kLanes);
+        acc = V::fma(V::load(weight + i * kLanes), v, acc);
+      }
+      silu(acc).store(out);
+    }
+  }
+
+  static void conv_silu(const ConvArgs& args) {
+    for (size_t block = 0; block < args.blocks; ++block) {
+      switch (args.d_conv) {
+        case 2:
+          conv_block<2>(args, block);
+          break;
+        case 3:
+          conv_block<3>(args, block);
+          break;
+        case 4:
+          conv_block<4>(args, block);
+          break;
+        default:
+          conv_block_any(args, block);
+          break;
+      }
+    }
+  }
+
+  static void mamba1_scan(const Mamba1ScanArgs& args) {
+    const size_t n_state = args.d_state;
+    for (size_t block = 0; block < args.blocks; ++block) {
+      float* state = args.state + block * n_state * kLanes;
+      const float* a = args.a + block * n_state * kLanes;
+      const size_t at = block * kLanes;
+      const V skip = V::load(args.d + at);
+      const V bias = V::load(args.dt_bias + at);
+      for (size_t t = 0; t < args.tokens; ++t) {
+        const V dt = V::softplus(V::load(args.dt + t * args.dt_stride + at) + bias);
+        const V x = V::load(args.x + t * args.x_stride + at);
+        const V gate = silu(V::load(args.z + t * args.z_stride + at));
+        const float* b = args.b + t * args.bc_stride;
+        const float* c = args.c + t * args.bc_stride;
+        const V dt_x = dt * x;
+        V y = skip * x;
+        for (size_t n = 0; n < n_state; ++n) {
+          const V decay = V::exp(dt * V::load(a + n * kLanes));
+          const V h = V::fma(decay, V::load(state + n * kLanes), dt_x * V::broadcast(b[n]));
+          h.store(state + n * kLanes);
+          y = V::fma(V::broadcast(c[n]), h, y);
+        }
+        (y * gate).store(args.y + t * args.y_stride + at);
+      }
+    }
+  }
+
+  static void mamba2_scan(const Mamba2ScanArgs& args) {
+    const size_t n_state = args.d_state;
+    for (size_t block = 0; block < args.blocks; ++block) {
+      float* state = args.state + block * n_state * kLanes;
+      const size_t at = block * kLanes;
+      const V skip = V::load(args.d + at);
+      for (size_t t = 0; t < args.tokens; ++t) {
+        const V decay = V::load(args.decay + t * args.dt_stride + at);
+        const V x = V::load(args.x + t * args.x_stride + at);
+        const V dt_x = V::load(args.dt + t * args.dt_stride + at) * x;
+        const float* b = args.b + t * args.bc_stride;
+        const float* c = args.c + t * args.bc_stride;
+        V y = skip * x;
+        for (size_t n = 0; n < n_state; ++n) {
+          const V h = V::fma(decay, V::load(state + n * kLanes), dt_x * V::broadcast(b[n]));
+          h.store(state + n * kLanes);
+          y = V::fma(V::broadcast(c[n]), h, y);
+        }
+        y.store(args.y + t * args.y_stride + at);
+      }
+    }
+  }
+
+  static constexpr KernelTable table(const char* isa) {
+    return KernelTable{
+        isa,
+#define ME_KERNEL(Type, name) &name,
+#include "platforms/kernels.inc"
+#undef ME_KERNEL
+    };
+  }
+};
+
+}  // namespace
+}  // namespace mamba_edge

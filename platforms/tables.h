@@ -1,0 +1,14 @@
+// The one function of each kernel unit: its table, or NULL where the build lacks the ISA.
+#pragma once
+
+#include "platforms/kernels.h"
+
+namespace mamba_edge {
+
+const KernelTable* generic_table();
+const KernelTable* sse2_table();
+const KernelTable* avx2_table();
+const KernelTable* avx512_table();
+const KernelTable* neon_table();
+
+}  // namespace mamba_edge

@@ -1,0 +1,53 @@
+// Kernels for x86 with AVX2, FMA and F16C.
+#include "platforms/tables.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include "platforms/simd/lanes.h"
+#include "platforms/x86/dot.h"
+
+namespace mamba_edge {
+namespace {
+struct Avx2 : xsimd::fma3<xsimd::avx2> {};
+}  // namespace
+}  // namespace mamba_edge
+ME_XSIMD_ARCH(mamba_edge::Avx2, xsimd::fma3<xsimd::avx2>);
+
+#include "platforms/simd/kernels_impl.h"
+
+namespace mamba_edge {
+namespace {
+
+struct Avx2Isa : X86Dot<Avx2Registers, Avx2> {
+  using Arch = Avx2;
+  using V = Lanes<Arch>;
+  static constexpr size_t kTokenBlock = 4;
+
+  static ME_INLINE V from_f16(const uint16_t* p) {
+    V r;
+    r.v[0] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+    r.v[1] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p + 8)));
+    return r;
+  }
+
+  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+    const __m256i a = _mm256_cvtps_epi32(x.v[0]);
+    const __m256i b = _mm256_cvtps_epi32(x.v[1]);
+    return store_bytes(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1),
+                       _mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1), q);
+  }
+};
+
+}  // namespace
+
+const KernelTable* avx2_table() {
+  static constexpr KernelTable table = Kernels<Avx2Isa>::table("avx2");
+  return &table;
+}
+
+}  // namespace mamba_edge
+
+#else
+
+const mamba_edge::KernelTable* mamba_edge::avx2_table() { return nullptr; }
+
+#endif

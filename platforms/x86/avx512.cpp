@@ -1,0 +1,51 @@
+// Kernels for x86 with AVX-512 F, BW, DQ and VL.
+#include "platforms/tables.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#include "platforms/simd/lanes.h"
+#include "platforms/x86/dot.h"
+
+namespace mamba_edge {
+namespace {
+struct Avx512 : xsimd::avx512bw {};
+}  // namespace
+}  // namespace mamba_edge
+ME_XSIMD_ARCH(mamba_edge::Avx512, xsimd::avx512bw);
+
+#include "platforms/simd/kernels_impl.h"
+
+namespace mamba_edge {
+namespace {
+
+struct Avx512Isa : X86Dot<Avx512Registers, Avx512> {
+  using Arch = Avx512;
+  using V = Lanes<Arch>;
+  static constexpr size_t kTokenBlock = 8;
+
+  static ME_INLINE V from_f16(const uint16_t* p) {
+    V r;
+    r.v[0] = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)));
+    return r;
+  }
+
+  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+    const __m512i a = _mm512_cvtps_epi32(x.v[0]);
+    return store_bytes(_mm512_castsi512_si128(a), _mm512_extracti32x4_epi32(a, 1),
+                       _mm512_extracti32x4_epi32(a, 2), _mm512_extracti32x4_epi32(a, 3), q);
+  }
+};
+
+}  // namespace
+
+const KernelTable* avx512_table() {
+  static constexpr KernelTable table = Kernels<Avx512Isa>::table("avx512");
+  return &table;
+}
+
+}  // namespace mamba_edge
+
+#else
+
+const mamba_edge::KernelTable* mamba_edge::avx512_table() { return nullptr; }
+
+#endif
