@@ -1,0 +1,270 @@
+#include "convert/container_writer.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zstd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+
+#include "convert/error.h"
+#include "engine/little_endian.h"
+
+namespace mamba_edge::convert {
+namespace {
+
+using namespace format;
+
+// Fixed-width fields, one after the other.
+class Bytes {
+ public:
+  template <typename T>
+  Bytes& put(T value) {
+    const size_t at = data_.size();
+    data_.resize(at + sizeof(T));
+    store_le<T>(data_.data() + at, value);
+    return *this;
+  }
+  Bytes& put(const std::string& text) {
+    data_.insert(data_.end(), text.begin(), text.end());
+    return *this;
+  }
+  void put_blob(const Blob& blob) {
+    put(blob.raw_bytes).put(blob.checksum).put(blob.first_frame).put(blob.n_frames);
+    put(static_cast<uint32_t>(blob.encoding)).put(uint32_t{0});
+  }
+  const std::vector<uint8_t>& data() const { return data_; }
+
+ private:
+  std::vector<uint8_t> data_;
+};
+
+}  // namespace
+
+Compressed compress_frame(std::span<const uint8_t> raw, int level) {
+  struct Free {
+    void operator()(ZSTD_CCtx* c) const { ZSTD_freeCCtx(c); }
+  };
+  const std::unique_ptr<ZSTD_CCtx, Free> context(ZSTD_createCCtx());
+  if (!context) throw Error("zstd: out of memory");
+  ZSTD_CCtx_setParameter(context.get(), ZSTD_c_compressionLevel, level);
+  ZSTD_CCtx_setParameter(context.get(), ZSTD_c_checksumFlag, 1);
+  Compressed result;
+  result.raw_bytes = static_cast<uint32_t>(raw.size());
+  result.frame.resize(ZSTD_compressBound(raw.size()));
+  const size_t n =
+      ZSTD_compress2(context.get(), result.frame.data(), result.frame.size(), raw.data(), raw.size());
+  if (ZSTD_isError(n)) throw Error(std::string("zstd: ") + ZSTD_getErrorName(n));
+  result.frame.resize(n);
+  return result;
+}
+
+ContainerWriter::ContainerWriter(std::filesystem::path path, int zstd_level, bool store)
+    : path_(std::move(path)), level_(zstd_level), store_(store) {
+  open_temporary();
+  const std::vector<uint8_t> header(kHeaderBytes, 0);  // finish() writes the real one
+  write(header.data(), header.size());
+}
+
+ContainerWriter::~ContainerWriter() { forget(); }
+
+void ContainerWriter::fail(const char* what, int error) const {
+  throw Error(path_.string() + ": cannot " + what + ": " + std::strerror(error));
+}
+
+// A file without a name vanishes with the process that wrote it. Where the file system cannot do that, the file gets a
+// temporary name beside its own.
+void ContainerWriter::open_temporary() {
+  if (std::filesystem::is_directory(path_)) fail("write", EISDIR);
+  std::filesystem::path folder = path_.parent_path();
+  if (folder.empty()) folder = ".";
+  if (!std::filesystem::is_directory(folder)) {
+    throw Error(path_.string() + ": cannot write: there is no folder " + folder.string());
+  }
+#ifdef O_TMPFILE
+  descriptor_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0644);
+  if (descriptor_ >= 0) return;
+  if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL) fail("write", errno);
+#endif
+  temporary_ = path_;
+  temporary_ += ".partial-" + std::to_string(::getpid());
+  descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) {
+    const int error = errno;
+    temporary_.clear();
+    fail("write", error);
+  }
+}
+
+void ContainerWriter::forget() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+  descriptor_ = -1;
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+  temporary_.clear();
+}
+
+void ContainerWriter::publish() {
+  if (::fsync(descriptor_) != 0) fail("sync", errno);
+  if (temporary_.empty()) {
+    // A file without a name can only be linked to a name that is free; rename then replaces the old file at once.
+    std::filesystem::path name = path_;
+    name += ".partial-" + std::to_string(::getpid());
+    const std::string self = "/proc/self/fd/" + std::to_string(descriptor_);
+    ::unlink(name.c_str());
+    if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
+      fail("give the file its name", errno);
+    }
+    temporary_ = name;
+  }
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename the finished file", errno);
+  temporary_.clear();
+  std::filesystem::path folder = path_.parent_path();
+  if (folder.empty()) folder = ".";
+  const int directory = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory >= 0) {
+    ::fsync(directory);  // best effort: some file systems refuse it
+    ::close(directory);
+  }
+  const int descriptor = descriptor_;
+  descriptor_ = -1;
+  if (::close(descriptor) != 0) fail("close", errno);
+}
+
+void ContainerWriter::write_at(uint64_t offset, const void* bytes, size_t n) {
+  const auto* p = static_cast<const uint8_t*>(bytes);
+  while (n > 0) {
+    const ssize_t written = ::pwrite(descriptor_, p, n, static_cast<off_t>(offset));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      fail("write", errno);
+    }
+    p += written;
+    n -= static_cast<size_t>(written);
+    offset += static_cast<uint64_t>(written);
+  }
+}
+
+void ContainerWriter::write(const void* bytes, size_t n) {
+  write_at(offset_, bytes, n);
+  offset_ += n;
+}
+
+// Starts a blob. A raw one is the content of a skippable frame, whose size must be known first, padded in front so that the
+// bytes are aligned.
+void ContainerWriter::begin_blob(Blob* blob, bool raw, uint64_t raw_bytes) {
+  blob->first_frame = static_cast<uint32_t>(frames_.size());
+  blob->encoding = raw ? Encoding::raw : Encoding::zstd;
+  checksum_ = {};
+  if (!raw) return;
+  const uint64_t content = offset_ + kFrameHeaderBytes;
+  const uint64_t padding = round_up<uint64_t>(content, kBlockAlign) - content;
+  if (padding + raw_bytes > std::numeric_limits<uint32_t>::max()) {
+    throw Error(path_.string() + ": a tensor of " + std::to_string(raw_bytes) +
+                " bytes is too large for --store (4 GiB at most); leave --store out");
+  }
+  Bytes head;
+  head.put(kSkippableMagic).put(static_cast<uint32_t>(padding + raw_bytes));
+  for (uint64_t i = 0; i < padding; ++i) head.put(uint8_t{0});
+  write(head.data().data(), head.data().size());
+  frames_.push_back({offset_, static_cast<uint32_t>(raw_bytes), static_cast<uint32_t>(raw_bytes)});
+  blob->n_frames = 1;
+}
+
+void ContainerWriter::add_section(const char* id, bool required, std::span<const uint8_t> bytes) {
+  Entry entry;
+  entry.name = id;
+  entry.required = required;
+  begin_blob(&entry.blob, false, bytes.size());
+  for (size_t at = 0; at < bytes.size(); at += kMaxFrameRaw) {
+    const auto piece = bytes.subspan(at, std::min<size_t>(kMaxFrameRaw, bytes.size() - at));
+    const Compressed c = compress_frame(piece, level_);
+    frames_.push_back({offset_, static_cast<uint32_t>(c.frame.size()), c.raw_bytes});
+    write(c.frame.data(), c.frame.size());
+    ++entry.blob.n_frames;
+  }
+  entry.blob.raw_bytes = bytes.size();
+  entry.blob.checksum = xxh64(bytes.data(), bytes.size());
+  sections_.push_back(std::move(entry));
+}
+
+void ContainerWriter::begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape,
+                                   uint32_t logical_cols, float scale) {
+  Entry entry;
+  entry.name = name;
+  entry.is_matrix = is_matrix;
+  entry.shape = shape;
+  entry.logical_cols = logical_cols;
+  entry.scale = scale;
+  tensor_start_ = offset_;
+  entry.blob.raw_bytes = is_matrix ? shape.bytes() : vector_bytes(shape.rows);
+  begin_blob(&entry.blob, store_, entry.blob.raw_bytes);
+  tensors_.push_back(std::move(entry));
+}
+
+void ContainerWriter::append(std::span<const uint8_t> raw, const std::vector<Compressed>& frames) {
+  checksum_.update(raw.data(), raw.size());
+  if (store_) {
+    write(raw.data(), raw.size());
+    return;
+  }
+  for (const Compressed& c : frames) {
+    frames_.push_back({offset_, static_cast<uint32_t>(c.frame.size()), c.raw_bytes});
+    write(c.frame.data(), c.frame.size());
+    ++tensors_.back().blob.n_frames;
+  }
+}
+
+uint64_t ContainerWriter::end_tensor() {
+  tensors_.back().blob.checksum = checksum_.digest();
+  return offset_ - tensor_start_;
+}
+
+uint64_t ContainerWriter::finish() {
+  Bytes names, directory;
+  for (const Entry& t : tensors_) names.put(t.name);
+  directory.put(static_cast<uint32_t>(sections_.size())).put(static_cast<uint32_t>(tensors_.size()));
+  directory.put(static_cast<uint32_t>(frames_.size())).put(static_cast<uint32_t>(names.data().size()));
+  for (const Entry& s : sections_) {
+    directory.put(s.name).put(s.required ? kSectionRequired : 0u);
+    directory.put_blob(s.blob);
+  }
+  uint32_t name_offset = 0;
+  for (const Entry& t : tensors_) {
+    const auto name_bytes = static_cast<uint32_t>(t.name.size());
+    directory.put(name_offset).put(name_bytes).put(uint32_t{t.is_matrix}).put(static_cast<uint32_t>(t.shape.type));
+    directory.put(t.shape.rows).put(t.logical_cols).put(t.shape.cols).put(t.shape.group).put(t.scale);
+    directory.put(uint32_t{0});
+    directory.put_blob(t.blob);
+    name_offset += name_bytes;
+  }
+  for (const FrameEntry& f : frames_) directory.put(f.offset).put(f.stored_bytes).put(f.raw_bytes);
+  const std::vector<uint8_t>& d = directory.data();
+  const std::vector<uint8_t>& n = names.data();
+
+  Bytes frame;
+  frame.put(kSkippableMagic).put(static_cast<uint32_t>(d.size() + n.size()));
+  write(frame.data().data(), frame.data().size());
+  const uint64_t directory_offset = offset_;
+  write(d.data(), d.size());
+  write(n.data(), n.size());
+  Xxh64 checksum;
+  checksum.update(d.data(), d.size());
+  checksum.update(n.data(), n.size());
+
+  Bytes header;
+  header.put(kSkippableMagic).put(static_cast<uint32_t>(kHeaderBytes - kFrameHeaderBytes));
+  header.put(std::string(kMagic, sizeof kMagic)).put(kVersion).put(uint32_t{0});
+  header.put(directory_offset).put(static_cast<uint64_t>(d.size() + n.size())).put(checksum.digest());
+  header.put(offset_);
+  while (header.data().size() < kHeaderBytes - 8) header.put(uint8_t{0});
+  header.put(xxh64(header.data().data(), header.data().size()));
+  write_at(0, header.data().data(), header.data().size());
+  const uint64_t bytes = offset_;
+  publish();
+  return bytes;
+}
+
+}  // namespace mamba_edge::convert

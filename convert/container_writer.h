@@ -1,0 +1,80 @@
+// Writes a container (engine/container.h, docs/format.md) front to back, in one pass, under no name until it is complete.
+//
+// The file appears under its name only in finish(), after everything has reached the disk; if the writer is destroyed before,
+// or the process is killed, the old file stays as it was. Bytes depend only on what is written. Throws Error.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/container.h"
+#include "engine/xxh64.h"
+
+namespace mamba_edge::convert {
+
+struct Compressed {
+  uint32_t raw_bytes = 0;
+  std::vector<uint8_t> frame;  // one zstd frame with content size and checksum
+};
+
+// Compresses up to format::kMaxFrameRaw bytes. Thread-safe.
+Compressed compress_frame(std::span<const uint8_t> raw, int level);
+
+class ContainerWriter {
+ public:
+  ContainerWriter(std::filesystem::path path, int zstd_level, bool store);
+  ~ContainerWriter();
+  ContainerWriter(const ContainerWriter&) = delete;
+  ContainerWriter& operator=(const ContainerWriter&) = delete;
+
+  // A section, whole. `id` has four letters.
+  void add_section(const char* id, bool required, std::span<const uint8_t> bytes);
+
+  // A tensor: begin, its bytes in order (compressed frames, or, in a store container, raw), end. For a vector the shape has
+  // type f32, rows, cols 1.
+  void begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape, uint32_t logical_cols,
+                    float scale);
+  bool stores_raw() const { return store_; }
+  void append(std::span<const uint8_t> raw, const std::vector<Compressed>& frames);
+  // Returns the bytes that the tensor takes in the file.
+  uint64_t end_tensor();
+
+  // Writes directory and header, syncs, and gives the file its name. Returns its size.
+  uint64_t finish();
+
+ private:
+  struct Entry {
+    std::string name;  // id of a section
+    bool required = false, is_matrix = false;
+    MatrixShape shape;
+    uint32_t logical_cols = 0;
+    float scale = 1;
+    Blob blob;
+  };
+  void begin_blob(Blob* blob, bool raw, uint64_t raw_bytes);
+  void write(const void* bytes, size_t n);
+  void write_at(uint64_t offset, const void* bytes, size_t n);
+  void open_temporary();
+  void publish();
+  void forget();
+  [[noreturn]] void fail(const char* what, int error) const;
+
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;  // empty while the file has no name at all
+  int level_;
+  bool store_;
+  int descriptor_ = -1;
+  uint64_t offset_ = 0;
+  std::vector<Entry> sections_, tensors_;
+  std::vector<FrameEntry> frames_;
+  Xxh64 checksum_;
+  uint64_t tensor_start_ = 0;
+};
+
+}  // namespace mamba_edge::convert

@@ -1,0 +1,300 @@
+// Finds every tensor that the config implies, checks its shape, and brings its bytes to their final place: large tensors
+// inflate in parallel, frame by frame; raw ones are mapped.
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "engine/model.h"
+#include "engine/xxh64.h"
+#include "platforms/os/memory.h"
+#include "platforms/os/thread_pool.h"
+#include "platforms/select.h"
+
+namespace mamba_edge {
+namespace {
+
+// One compressed frame and where its bytes go.
+struct Job {
+  uint32_t tensor;
+  uint32_t frame;  // in the tensor's blob
+  uint8_t* out;
+};
+
+// What the inflating threads share. The first failure is kept.
+struct Inflation {
+  const Container* container;
+  const Job* jobs;
+  std::atomic<bool> failed{false};
+  Status status;
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+  void fail(const Status& failure) {
+    pthread_mutex_lock(&mutex);
+    if (status.ok()) status = failure;
+    pthread_mutex_unlock(&mutex);
+    failed.store(true, std::memory_order_relaxed);
+  }
+};
+
+void inflate_one(void* context, size_t i) {
+  auto& shared = *static_cast<Inflation*>(context);
+  if (shared.failed.load(std::memory_order_relaxed)) return;
+  const Job& job = shared.jobs[i];
+  const TensorEntry t = shared.container->tensor(job.tensor);
+  const uint32_t stored = shared.container->frame(t.blob.first_frame + job.frame).stored_bytes;
+  auto* scratch = static_cast<uint8_t*>(std::malloc(stored));
+  if (scratch == nullptr) {
+    shared.fail(Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %u bytes",
+                              shared.container->path(), stored));
+    return;
+  }
+  const Status status = shared.container->read_frame(t.blob, job.frame, job.out, scratch, t.name);
+  std::free(scratch);
+  if (!status.ok()) shared.fail(status);
+}
+
+Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n_threads) {
+  Inflation shared;
+  shared.container = &container;
+  shared.jobs = jobs;
+  void* memory = nullptr;
+  ThreadPool* pool = nullptr;
+  if (n_threads > 1 && n_jobs > 1) {
+    // A pool that cannot be had is no reason to fail: one thread can do it all.
+    memory = std::aligned_alloc(kBlockAlign, round_up<size_t>(ThreadPool::required_bytes(n_threads), kBlockAlign));
+    if (memory != nullptr && ThreadPool::create(memory, n_threads, &pool) != 0) pool = nullptr;
+  }
+  if (pool != nullptr) {
+    pool->run(n_jobs, inflate_one, &shared);
+    ThreadPool::destroy(pool);
+  } else {
+    for (size_t i = 0; i < n_jobs; ++i) inflate_one(&shared, i);
+  }
+  std::free(memory);
+  return shared.status;
+}
+
+class Loader {
+ public:
+  Loader(const ModelOptions& options, Model* model) : options_(options), m_(*model), c_(model->container) {}
+  ~Loader() {
+    std::free(data_);
+    std::free(jobs_);
+  }
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  Status load() {
+    ME_TRY(find_tensors());
+    ME_TRY(read_tensors());
+    place_tensors();
+    return read_tokenizer();
+  }
+
+ private:
+  Status out_of_memory(const char* what, uint64_t bytes) const {
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for %s (%llu bytes)", c_.path(), what,
+                         static_cast<unsigned long long>(bytes));
+  }
+
+  // The directory entry of canonical tensor i, checked against the config.
+  Status find(uint32_t i, TensorEntry* entry, uint32_t* index) const {
+    const TensorSpec spec = tensor_spec(m_.config, i);
+    char name[40];
+    tensor_name(spec.role, spec.layer, name);
+    // Writers keep the canonical order, so the tensor is normally found at once.
+    *index = i;
+    if (i < c_.n_tensors()) *entry = c_.tensor(i);
+    if (i >= c_.n_tensors() || entry->name != name) {
+      *index = c_.n_tensors();
+      for (uint32_t j = 0; j < c_.n_tensors(); ++j) {
+        if (c_.tensor(j).name == name) {
+          *entry = c_.tensor(j);
+          *index = j;
+          break;
+        }
+      }
+      if (*index == c_.n_tensors()) {
+        return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: tensor \"%s\" is missing", c_.path(), name);
+      }
+    }
+    if (entry->is_matrix != spec.is_matrix || entry->shape.rows != spec.rows ||
+        entry->logical_cols != spec.cols) {
+      return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: tensor \"%s\" is %u x %u; the config implies %u x %u",
+                           c_.path(), name, entry->shape.rows, entry->logical_cols, spec.rows, spec.cols);
+    }
+    if (!spec.quantisable && entry->shape.type != WeightType::f32) {
+      return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s: tensor \"%s\" is stored as %s; it must be fp32",
+                           c_.path(), name, type_name(entry->shape.type));
+    }
+    return {};
+  }
+
+  // Checks all tensors and decides where each goes.
+  Status find_tensors() {
+    n_ = tensor_count(m_.config);
+    data_ = static_cast<Placed*>(std::calloc(n_, sizeof(Placed)));
+    if (data_ == nullptr) return out_of_memory("a list of tensors", n_ * sizeof(Placed));
+    for (uint32_t i = 0; i < n_; ++i) {
+      TensorEntry t;
+      ME_TRY(find(i, &t, &data_[i].index));
+      m_.n_parameters += static_cast<int64_t>(t.shape.rows) * t.logical_cols;
+      m_.weight_bytes += t.blob.raw_bytes;
+      if (t.blob.encoding == Encoding::raw) {
+        m_.mapped_bytes += t.blob.raw_bytes;
+      } else {
+        data_[i].offset = m_.memory_bytes;
+        m_.memory_bytes += round_up<uint64_t>(t.blob.raw_bytes, kBlockAlign);
+        n_jobs_ += t.blob.n_frames;
+      }
+    }
+    return {};
+  }
+
+  Status read_tensors() {
+    const uint64_t total = memory_total();
+    if (total != 0 && m_.memory_bytes > total) {
+      return Status::error(MAMBA_EDGE_OUT_OF_MEMORY,
+                           "%s: the weights need %llu MB of memory and this machine has %llu MB; convert to a smaller "
+                           "type, or with --store, which maps the file instead",
+                           c_.path(), static_cast<unsigned long long>(m_.memory_bytes >> 20),
+                           static_cast<unsigned long long>(total >> 20));
+    }
+    if (m_.memory_bytes > 0) {
+      m_.memory = static_cast<uint8_t*>(memory_allocate(m_.memory_bytes));
+      if (m_.memory == nullptr) return out_of_memory("the weights", m_.memory_bytes);
+    }
+    if (m_.mapped_bytes > 0) {
+      if (const int error = file_map(c_.file(), 0, c_.file_bytes(), &m_.mapping)) {
+        return Status::error(MAMBA_EDGE_IO, "%s: cannot map the file: %s", c_.path(), std::strerror(error));
+      }
+      file_prefetch(m_.mapping);
+    }
+    jobs_ = static_cast<Job*>(std::calloc(n_jobs_ + 1, sizeof(Job)));
+    if (jobs_ == nullptr) return out_of_memory("a list of frames", n_jobs_ * sizeof(Job));
+    size_t job = 0;
+    for (uint32_t i = 0; i < n_; ++i) {
+      const TensorEntry t = c_.tensor(data_[i].index);
+      if (t.blob.encoding == Encoding::raw) {
+        data_[i].data = m_.mapping.data + c_.frame(t.blob.first_frame).offset;
+        if (options_.verify && xxh64(data_[i].data, t.blob.raw_bytes) != t.blob.checksum) {
+          return c_.damaged("the checksum of \"%.*s\" does not match", static_cast<int>(t.name.size()),
+                            t.name.data());
+        }
+        continue;
+      }
+      uint8_t* out = m_.memory + data_[i].offset;
+      data_[i].data = out;
+      for (uint32_t f = 0; f < t.blob.n_frames; ++f) {
+        jobs_[job++] = {data_[i].index, f, out};
+        out += c_.frame(t.blob.first_frame + f).raw_bytes;
+      }
+    }
+    return inflate(c_, jobs_, n_jobs_, options_.n_threads);
+  }
+
+  Matrix matrix(uint32_t i) const {
+    const TensorEntry t = c_.tensor(data_[i].index);
+    return {t.shape, t.shape.row_block_bytes(), t.scale, data_[i].data};
+  }
+
+  // Hands every tensor to the field that the engine reads.
+  void place_tensors() {
+    Weights& w = m_.weights;
+    for (uint32_t i = 0; i < n_; ++i) {
+      const TensorSpec spec = tensor_spec(m_.config, i);
+      LayerWeights& layer = w.layers[spec.layer];
+      const auto* floats = reinterpret_cast<const float*>(data_[i].data);
+      switch (spec.role) {
+        case TensorRole::embedding:
+          w.embedding = matrix(i);
+          if (m_.config.tied != 0) set(&w.head, i, &m_.to_head);
+          break;
+        case TensorRole::head: set(&w.head, i, &m_.to_head); break;
+        case TensorRole::final_norm: w.final_norm = floats; break;
+        case TensorRole::final_norm_bias: w.final_norm_bias = floats; break;
+        case TensorRole::norm: layer.norm = floats; break;
+        case TensorRole::norm_bias: layer.norm_bias = floats; break;
+        case TensorRole::in_proj: set(&layer.in_proj, i, &m_.to_in_proj); break;
+        case TensorRole::in_proj_bias: layer.in_proj_bias = floats; break;
+        case TensorRole::conv: layer.conv = floats; break;
+        case TensorRole::conv_bias: layer.conv_bias = floats; break;
+        case TensorRole::x_proj: set(&layer.x_proj, i, &m_.to_x_proj); break;
+        case TensorRole::dt_proj: set(&layer.dt_proj, i, &m_.to_dt_proj); break;
+        case TensorRole::dt_bias: layer.dt_bias = floats; break;
+        case TensorRole::a: layer.a = floats; break;
+        case TensorRole::d: layer.d = floats; break;
+        case TensorRole::gate_norm: layer.gate_norm = floats; break;
+        case TensorRole::init_states: layer.init_states = floats; break;
+        case TensorRole::out_proj: set(&layer.out_proj, i, &m_.to_out_proj); break;
+        case TensorRole::out_proj_bias: layer.out_proj_bias = floats; break;
+      }
+    }
+  }
+
+  void set(Matrix* field, uint32_t i, InputLimits* input) const {
+    *field = matrix(i);
+    input->cols = std::max<size_t>(input->cols, field->shape.cols);
+    if (is_quantised(field->shape.type)) {
+      input->groups = std::max<size_t>(input->groups, field->shape.groups());
+    }
+  }
+
+  Status read_tokenizer() {
+    Blob blob;
+    if (!c_.find_section("TOKN", &blob)) return {};
+    m_.tokenizer_blob = static_cast<uint8_t*>(std::malloc(blob.raw_bytes + 1));
+    if (m_.tokenizer_blob == nullptr) return out_of_memory("the tokenizer", blob.raw_bytes);
+    ME_TRY(c_.read_blob(blob, m_.tokenizer_blob, "TOKN"));
+    const Status opened = Tokenizer::open({m_.tokenizer_blob, blob.raw_bytes}, &m_.tokenizer);
+    if (!opened.ok()) return Status::error(opened.code(), "%s: tokenizer: %s", c_.path(), opened.message());
+    m_.has_tokenizer = true;
+    return {};
+  }
+
+  struct Placed {
+    uint32_t index;       // in the directory
+    uint64_t offset;      // in the model's memory, for inflated tensors
+    const uint8_t* data;  // final place
+  };
+
+  const ModelOptions& options_;
+  Model& m_;
+  const Container& c_;
+  uint32_t n_ = 0;
+  size_t n_jobs_ = 0;
+  Placed* data_ = nullptr;
+  Job* jobs_ = nullptr;
+};
+
+}  // namespace
+
+Model::~Model() {
+  memory_free(memory, memory_bytes);
+  file_unmap(&mapping);
+  std::free(tokenizer_blob);
+  delete[] weights.layers;
+}
+
+Status load_model(const char* path, const ModelOptions& options, Model* model) {
+  model->kernels = select_table(options.isa);
+  if (model->kernels == nullptr) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
+                         "instruction set \"%s\" is not known or not on this machine; known are %s", options.isa,
+                         known_isas());
+  }
+  ME_TRY(Container::open(path, &model->container));
+  model->config = model->container.config();
+  model->layout = Layout(model->config);
+  model->weights.layers = new (std::nothrow) LayerWeights[model->config.n_layer];
+  if (model->weights.layers == nullptr) {
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: out of memory", path);
+  }
+  return Loader(options, model).load();
+}
+
+}  // namespace mamba_edge

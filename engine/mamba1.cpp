@@ -1,0 +1,97 @@
+// Mamba-1's mixer, and Falcon-Mamba's, which adds norms on dt, B and C. Formulas: Gu & Dao 2023, section 3.
+#include <algorithm>
+
+#include "engine/step.h"
+
+namespace mamba_edge {
+
+void run_mamba1(const Step& step, uint32_t layer) {
+  const LayerWeights& w = step.model.weights.layers[layer];
+  const Mamba1Config& config = step.model.config.mamba1;
+  const Layout& l = step.layout;
+  const KernelTable& k = step.kernels;
+  Buffers& b = step.b;
+  const size_t tokens = step.tokens;
+  const size_t proj_stride = l.in_proj_rows, dbc_stride = l.x_proj_rows;
+
+  // Phase 1: in_proj. Pieces of x go on to the convolution, SiLU and quantisation; pieces of z end here.
+  const size_t x_piece = Step::piece_channels(w.x_proj);
+  const size_t x_pieces = (l.inner + x_piece - 1) / x_piece;
+  step.parallel(2 * x_pieces, [&](size_t i) {
+    const bool is_x = i < x_pieces;
+    const size_t first = (is_x ? i : i - x_pieces) * x_piece;
+    const size_t end = std::min<size_t>(first + x_piece, l.inner);
+    const size_t row = (is_x ? l.in_x : l.in_z) + first;
+    step.matmul(w.in_proj, b.normed, row / kTileRows, (row + end - first) / kTileRows, b.proj, proj_stride);
+    if (w.in_proj_bias != nullptr) {
+      for (size_t t = 0; t < tokens; ++t) {
+        k.add_rows(b.proj + t * proj_stride + row, w.in_proj_bias + row, nullptr, end - first);
+      }
+    }
+    if (!is_x) return;
+    ConvArgs conv;
+    conv.window = step.conv_state(layer) + first * l.d_conv;
+    conv.weight = w.conv + first * l.d_conv;
+    conv.bias = w.conv_bias == nullptr ? nullptr : w.conv_bias + first;
+    conv.in = b.proj + row;
+    conv.in_stride = proj_stride;
+    conv.out = b.conv.x + first;
+    conv.out_stride = b.conv.stride;
+    conv.d_conv = l.d_conv;
+    conv.blocks = (end - first) / kTileRows;
+    conv.tokens = tokens;
+    k.conv_silu(conv);
+    step.quantise(w.x_proj, b.conv, first, end);
+  });
+
+  // Phase 2: x_proj.
+  step.parallel(w.x_proj.shape.row_blocks(), [&](size_t block) {
+    step.matmul(w.x_proj, b.conv, block, block + 1, b.dbc, dbc_stride);
+  });
+
+  const size_t in_b = l.dt_rank, in_c = in_b + l.bc;
+  for (size_t t = 0; t < tokens; ++t) {
+    float* row = b.dbc + t * dbc_stride;
+    float* dt = b.dt_low.x + t * b.dt_low.stride;
+    if (config.dt_bc_norm) {
+      k.rms_norm(row, nullptr, config.dt_rank, config.dt_bc_eps, dt);
+      k.rms_norm(row + in_b, nullptr, config.d_state, config.dt_bc_eps, row + in_b);
+      k.rms_norm(row + in_c, nullptr, config.d_state, config.dt_bc_eps, row + in_c);
+    } else {
+      std::copy_n(row, l.dt_rank, dt);
+    }
+  }
+  step.quantise(w.dt_proj, b.dt_low, 0, l.dt_rank);
+
+  // Phase 3: dt_proj, the scan, the gate, quantisation for out_proj.
+  const size_t y_piece = Step::piece_channels(w.out_proj);
+  step.parallel((l.inner + y_piece - 1) / y_piece, [&](size_t i) {
+    const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
+    step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, l.inner);
+    Mamba1ScanArgs scan;
+    scan.state = step.ssm_state(layer) + first * l.d_state;
+    scan.a = w.a + first * l.d_state;
+    scan.d = w.d + first;
+    scan.dt_bias = w.dt_bias + first;
+    scan.dt = b.dt + first;
+    scan.b = b.dbc + in_b;
+    scan.c = b.dbc + in_c;
+    scan.x = b.conv.x + first;
+    scan.z = b.proj + l.in_z + first;
+    scan.y = b.y.x + first;
+    scan.dt_stride = l.inner;
+    scan.bc_stride = dbc_stride;
+    scan.x_stride = b.conv.stride;
+    scan.z_stride = proj_stride;
+    scan.y_stride = b.y.stride;
+    scan.d_state = l.d_state;
+    scan.blocks = (end - first) / kTileRows;
+    scan.tokens = tokens;
+    k.mamba1_scan(scan);
+    step.quantise(w.out_proj, b.y, first, end);
+  });
+
+  step.project_out(w);
+}
+
+}  // namespace mamba_edge

@@ -1,0 +1,146 @@
+// Mamba-2's mixer. Formulas: Dao & Gu 2024, section 7; the gated norm and dt limits as in the authors' code.
+#include <algorithm>
+#include <cmath>
+
+#include "engine/step.h"
+
+namespace mamba_edge {
+namespace {
+
+// The parts of in_proj's output, in pieces of the same size; x, B and C go through the convolution.
+struct Section {
+  size_t row, rows;
+  bool conv;
+};
+
+}  // namespace
+
+void run_mamba2(const Step& step, uint32_t layer) {
+  const LayerWeights& w = step.model.weights.layers[layer];
+  const Mamba2Config& config = step.model.config.mamba2;
+  const Layout& l = step.layout;
+  const KernelTable& k = step.kernels;
+  Buffers& b = step.b;
+  const size_t tokens = step.tokens;
+  const size_t stride = l.in_proj_rows;
+
+  // Phase 1: in_proj, the convolution of x, B and C, and dt.
+  constexpr size_t kPiece = 64;
+  const Section sections[] = {{l.in_z, l.inner, false},
+                              {l.in_x, l.conv_rows, true},  // x, B, C lie side by side
+                              {l.in_dt, l.heads, false}};
+  const auto pieces_of = [&](const Section& s) { return (s.rows + kPiece - 1) / kPiece; };
+  const size_t n_pieces = pieces_of(sections[0]) + pieces_of(sections[1]) + pieces_of(sections[2]);
+  step.parallel(n_pieces, [&](size_t i) {
+    const Section* s = sections;
+    while (i >= pieces_of(*s)) i -= pieces_of(*s++);
+    const size_t first = i * kPiece, end = std::min(first + kPiece, s->rows);
+    const size_t row = s->row + first, n = end - first;
+    step.matmul(w.in_proj, b.normed, row / kTileRows, (row + n) / kTileRows, b.proj, stride);
+    if (w.in_proj_bias != nullptr) {
+      for (size_t t = 0; t < tokens; ++t) {
+        k.add_rows(b.proj + t * stride + row, w.in_proj_bias + row, nullptr, n);
+      }
+    }
+    if (s->conv) {
+      ConvArgs conv;
+      conv.window = step.conv_state(layer) + first * l.d_conv;
+      conv.weight = w.conv + first * l.d_conv;
+      conv.bias = w.conv_bias == nullptr ? nullptr : w.conv_bias + first;
+      conv.in = b.proj + row;
+      conv.in_stride = stride;
+      conv.out = b.proj + row;
+      conv.out_stride = stride;
+      conv.d_conv = l.d_conv;
+      conv.blocks = n / kTileRows;
+      conv.tokens = tokens;
+      k.conv_silu(conv);
+    } else if (s->row == l.in_dt) {
+      for (size_t t = 0; t < tokens; ++t) {
+        k.dt_decay(b.proj + t * stride + row, w.dt_bias + first, w.a + first, config.dt_low,
+                   config.dt_high, n, b.head_decay + t * l.heads + first);
+      }
+    }
+  });
+
+  // Phase 2: the scan and the gate. A piece may cross from one B/C group to the next; a run stays inside one.
+  const size_t heads_per_group = config.n_heads / config.n_groups;
+  const bool whole_row = config.gated_norm == 2 || config.n_groups == 1;
+  // The norm is a factor per row (and group), so it can be applied to the scales of quantised activations, as long as no
+  // quantisation group crosses two norms.
+  const bool quantised = is_quantised(w.out_proj.shape.type);
+  const bool scales_only =
+      quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
+  const size_t y_piece = Step::piece_channels(w.out_proj);
+  step.parallel((l.inner + y_piece - 1) / y_piece, [&](size_t i) {
+    const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
+    for (size_t c = first; c < end;) {
+      const size_t group = c / l.segment_padded, start = group * l.segment_padded;
+      const size_t stop = std::min(end, start + l.segment_padded), n = stop - c;
+      for (size_t t = 0; t < tokens; ++t) {
+        const float* dt = b.proj + t * stride + l.in_dt;
+        const float* decay = b.head_decay + t * l.heads;
+        for (size_t j = c; j < stop; ++j) {
+          // Padding channels take the last head's dt; their x is zero.
+          const size_t in_group = std::min((j - start) / config.headdim, heads_per_group - 1);
+          const size_t head = group * heads_per_group + in_group;
+          b.dt[t * l.inner + j] = dt[head];
+          b.decay[t * l.inner + j] = decay[head];
+        }
+      }
+      Mamba2ScanArgs scan;
+      scan.state = step.ssm_state(layer) + c * l.d_state;
+      scan.d = w.d + c;
+      scan.dt = b.dt + c;
+      scan.decay = b.decay + c;
+      scan.b = b.proj + l.in_b + group * l.d_state;
+      scan.c = b.proj + l.in_c + group * l.d_state;
+      scan.x = b.proj + l.in_x + c;
+      scan.y = b.y.x + c;
+      scan.dt_stride = l.inner;
+      scan.bc_stride = stride;
+      scan.x_stride = stride;
+      scan.y_stride = b.y.stride;
+      scan.d_state = l.d_state;
+      scan.blocks = n / kTileRows;
+      scan.tokens = tokens;
+      k.mamba2_scan(scan);
+      for (size_t t = 0; t < tokens; ++t) {
+        float* y = b.y.x + t * b.y.stride + c;
+        float* sums = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;
+        std::fill_n(sums, n / kTileRows, 0.0f);
+        sums[0] = k.gate_norm(y, b.proj + t * stride + l.in_z + c,
+                              w.gate_norm == nullptr ? nullptr : w.gate_norm + c,
+                              config.norm_before_gate != 0, n, y);
+      }
+      c = stop;
+    }
+    if (scales_only || config.gated_norm == 0) step.quantise(w.out_proj, b.y, first, end);
+  });
+
+  if (config.gated_norm != 0) {
+    const size_t norms = whole_row ? 1 : config.n_groups;
+    const size_t span = l.inner / norms;  // padded channels of one norm
+    const float count = static_cast<float>(config.d_inner / norms);
+    for (size_t t = 0; t < tokens; ++t) {
+      for (size_t g = 0; g < norms; ++g) {
+        const float* sums = b.gate_sums + t * (l.inner / kTileRows) + g * span / kTileRows;
+        float sum = 0;
+        for (size_t i = 0; i < span / kTileRows; ++i) sum += sums[i];
+        const float factor = 1.0f / std::sqrt(sum / count + config.norm_eps);
+        if (scales_only) {
+          const size_t group = w.out_proj.shape.group;
+          const size_t stop = whole_row ? w.out_proj.shape.groups() : (g + 1) * span / group;
+          for (size_t q = g * span / group; q < stop; ++q) b.y.q.scale[t * b.y.q.group_stride + q] *= factor;
+        } else {
+          k.scale(b.y.x + t * b.y.stride + g * span, factor, span);
+        }
+      }
+    }
+    if (!scales_only) step.quantise(w.out_proj, b.y, 0, l.inner);
+  }
+
+  step.project_out(w);
+}
+
+}  // namespace mamba_edge

@@ -1,0 +1,205 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "engine/little_endian.h"
+
+namespace mamba_edge {
+namespace {
+
+constexpr uint32_t kMaxChunk = 4096;
+constexpr int kMaxThreads = 256;
+constexpr uint32_t kLogitRows = 8;
+
+// Saved states: "MEST", version, fingerprint, position, then logits and state as floats.
+constexpr char kStateMagic[4] = {'M', 'E', 'S', 'T'};
+constexpr uint32_t kStateVersion = 1;
+constexpr size_t kStateHeader = 24;
+
+void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimits& limits,
+                      Activations* out) {
+  const size_t stride = round_up<size_t>(std::max(width, limits.cols), kTileRows);
+  out->stride = stride;
+  out->x = arena.take<float>(chunk * stride);
+  if (limits.groups == 0) return;
+  out->q.stride = round_up<size_t>(limits.cols, kBlockAlign);
+  out->q.group_stride = round_up<size_t>(limits.groups, kTileRows);
+  out->q.q = arena.take<int8_t>(chunk * out->q.stride);
+  out->q.scale = arena.take<float>(chunk * out->q.group_stride);
+  out->q.sum = arena.take<int32_t>(chunk * out->q.group_stride);
+}
+
+}  // namespace
+
+Session::StateLayout::StateLayout(const Model& model) {
+  const Layout& l = model.layout;
+  conv = size_t{l.conv_rows} * l.d_conv;
+  ssm = size_t{l.inner} * l.d_state;
+  layer = conv + ssm;
+  total = layer * model.config.n_layer;
+}
+
+float* Session::conv_state(uint32_t layer) const { return state_ + StateLayout(*model_).layer * layer; }
+float* Session::ssm_state(uint32_t layer) const {
+  return conv_state(layer) + StateLayout(*model_).conv;
+}
+
+Status Session::check_options(const SessionOptions& options) {
+  if (options.n_threads < 1 || options.n_threads > kMaxThreads) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "n_threads is %d; expected 1 to %d",
+                         options.n_threads, kMaxThreads);
+  }
+  if (options.chunk < 1 || options.chunk > kMaxChunk) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "chunk is %u; expected 1 to %u", options.chunk,
+                         kMaxChunk);
+  }
+  return {};
+}
+
+// Lays the session out; with a counting arena it returns NULL and only counts.
+Session* Session::place(const Model& model, const SessionOptions& options, Arena& arena) {
+  const Layout& l = model.layout;
+  const size_t chunk = options.chunk;
+  auto* memory = arena.take<uint8_t>(sizeof(Session));
+  const bool own_threads = options.n_threads > 1 && options.parallel_for == nullptr;
+  auto* pool = own_threads ? arena.take<uint8_t>(ThreadPool::required_bytes(options.n_threads)) : nullptr;
+  Buffers b;
+  float* state = arena.take<float>(StateLayout(model).total);
+  b.model_stride = round_up<size_t>(model.config.d_model, kTileRows);
+  b.residual = arena.take<float>(chunk * b.model_stride);
+  b.product = arena.take<float>(chunk * b.model_stride);
+  b.proj = arena.take<float>(chunk * l.in_proj_rows);
+  b.dt = arena.take<float>(chunk * l.inner);
+  take_activations(arena, chunk, model.config.d_model, model.to_in_proj, &b.normed);
+  take_activations(arena, chunk, l.inner, model.to_out_proj, &b.y);
+  take_activations(arena, chunk, model.config.d_model, model.to_head, &b.final);
+  if (model.config.is_mamba2()) {
+    b.decay = arena.take<float>(chunk * l.inner);
+    b.head_decay = arena.take<float>(chunk * l.heads);
+    b.gate_sums = arena.take<float>(chunk * (l.inner / kTileRows));
+  } else {
+    take_activations(arena, chunk, l.inner, model.to_x_proj, &b.conv);
+    take_activations(arena, chunk, l.dt_rank, model.to_dt_proj, &b.dt_low);
+    b.dbc = arena.take<float>(chunk * l.x_proj_rows);
+  }
+  b.logit_rows = std::min<uint32_t>(options.chunk, kLogitRows);
+  b.logit_stride = round_up<size_t>(model.config.n_vocab, kTileRows);
+  b.logits = arena.take<float>(b.logit_rows * b.logit_stride);
+  if (memory == nullptr) return nullptr;
+  auto* session = new (memory) Session;
+  session->model_ = &model;
+  session->options_ = options;
+  session->state_ = state;
+  session->buffers_ = b;
+  session->pool_ = reinterpret_cast<ThreadPool*>(pool);
+  return session;
+}
+
+size_t Session::required_bytes(const Model& model, const SessionOptions& options) {
+  Arena arena;
+  place(model, options, arena);
+  return arena.used();
+}
+
+Status Session::create(const Model& model, const SessionOptions& options, void* memory, Session** out) {
+  std::memset(memory, 0, required_bytes(model, options));  // padding of activations is zero, once and for all
+  Arena arena(memory);
+  Session* session = place(model, options, arena);
+  if (session->pool_ != nullptr) {
+    ThreadPool* pool = nullptr;
+    if (const int error = ThreadPool::create(session->pool_, options.n_threads, &pool)) {
+      return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "cannot start %d threads: %s", options.n_threads,
+                           std::strerror(error));
+    }
+    session->pool_ = pool;
+  }
+  session->reset();
+  *out = session;
+  return {};
+}
+
+void Session::destroy() {
+  ThreadPool::destroy(pool_);
+  this->~Session();
+}
+
+void Session::reset() {
+  const StateLayout s(*model_);
+  std::fill_n(state_, s.total, 0.0f);
+  for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
+    const float* init = model_->weights.layers[layer].init_states;
+    if (init != nullptr) std::copy_n(init, s.ssm, ssm_state(layer));
+  }
+  position_ = 0;
+}
+
+size_t Session::state_bytes(const Model& model) {
+  return kStateHeader + (StateLayout(model).total + model.config.n_vocab) * 4;
+}
+
+void Session::save_state(uint8_t* out) const {
+  const size_t vocab_bytes = size_t{model_->config.n_vocab} * 4;
+  std::memcpy(out, kStateMagic, 4);
+  store_le<uint32_t>(out + 4, kStateVersion);
+  store_le<uint64_t>(out + 8, model_->container.fingerprint());
+  store_le<uint64_t>(out + 16, position_);
+  std::memcpy(out + kStateHeader, buffers_.logits, vocab_bytes);
+  std::memcpy(out + kStateHeader + vocab_bytes, state_, StateLayout(*model_).total * 4);
+}
+
+Status Session::load_state(const uint8_t* in) {
+  const size_t vocab_bytes = size_t{model_->config.n_vocab} * 4;
+  if (std::memcmp(in, kStateMagic, 4) != 0) {
+    return Status::error(MAMBA_EDGE_BAD_FORMAT, "the buffer does not hold a saved state (wrong magic)");
+  }
+  if (load_le<uint32_t>(in + 4) != kStateVersion) {
+    return Status::error(MAMBA_EDGE_UNSUPPORTED, "saved state of version %u; this library reads version %u",
+                         load_le<uint32_t>(in + 4), kStateVersion);
+  }
+  if (load_le<uint64_t>(in + 8) != model_->container.fingerprint()) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "the saved state belongs to another model than %s",
+                         model_->path());
+  }
+  position_ = load_le<uint64_t>(in + 16);
+  std::memcpy(buffers_.logits, in + kStateHeader, vocab_bytes);
+  std::memcpy(state_, in + kStateHeader + vocab_bytes, StateLayout(*model_).total * 4);
+  return {};
+}
+
+void Session::copy_state(const Session& from) {
+  position_ = from.position_;
+  std::copy_n(from.buffers_.logits, model_->config.n_vocab, buffers_.logits);
+  std::copy_n(from.state_, StateLayout(*model_).total, state_);
+}
+
+void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* ssm, size_t* n_ssm) const {
+  const Layout& l = model_->layout;
+  const bool mamba2 = model_->config.is_mamba2();
+  const size_t inner = size_t{l.segments} * l.segment;
+  const size_t bc = mamba2 ? size_t{model_->config.mamba2.n_groups} * l.d_state : 0;
+  if (n_conv != nullptr) *n_conv = (inner + 2 * bc) * l.d_conv;
+  if (n_ssm != nullptr) *n_ssm = inner * l.d_state;
+  // Element (channel, i) of a [blocks][width][16] array, over the channels that are not padding.
+  const auto copy_channel = [](const float* from, size_t channel, size_t width, float* to) {
+    const float* block = from + channel / kTileRows * width * kTileRows + channel % kTileRows;
+    for (size_t i = 0; i < width; ++i) to[i] = block[i * kTileRows];
+  };
+  const auto padded = [&](size_t c) { return c / l.segment * l.segment_padded + c % l.segment; };
+  if (conv != nullptr) {
+    const float* from = conv_state(layer);
+    for (size_t c = 0; c < inner; ++c) copy_channel(from, padded(c), l.d_conv, conv + c * l.d_conv);
+    for (size_t c = 0; c < 2 * bc; ++c) {
+      const size_t at = l.inner + (c < bc ? c : l.bc + c - bc);
+      copy_channel(from, at, l.d_conv, conv + (inner + c) * l.d_conv);
+    }
+  }
+  if (ssm != nullptr) {
+    for (size_t c = 0; c < inner; ++c) {
+      copy_channel(ssm_state(layer), padded(c), l.d_state, ssm + c * l.d_state);
+    }
+  }
+}
+
+}  // namespace mamba_edge

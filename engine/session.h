@@ -1,0 +1,98 @@
+// One text in progress: the recurrent state, the activations of a chunk of tokens, and the threads that compute.
+//
+// Everything lives in one arena whose size follows from the model and the options. take_tokens() allocates nothing.
+// Does not sample and knows nothing of text.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/arena.h"
+#include "engine/model.h"
+#include "platforms/os/thread_pool.h"
+
+namespace mamba_edge {
+
+struct SessionOptions {
+  int n_threads = 1;
+  uint32_t chunk = 32;                             // most tokens that pass through the weights together
+  mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
+  void* parallel_for_user = nullptr;
+};
+
+// Activations that some matrix reads: as floats, and quantised where that matrix is quantised.
+struct Activations {
+  float* x = nullptr;     // [chunk][stride], padding zero
+  size_t stride = 0;
+  QuantisedRows q;        // [chunk][...]; unused for float matrices
+};
+
+// Buffers of one chunk. Rows are tokens; strides are in elements and multiples of 16.
+struct Buffers {
+  float* residual = nullptr;  // [chunk][model_stride]
+  float* product = nullptr;   // [chunk][model_stride], out_proj's output
+  size_t model_stride = 0;
+  Activations normed;         // input of in_proj, [d_model]
+  float* proj = nullptr;      // [chunk][in_proj_rows]
+  Activations conv;           // Mamba-1: input of x_proj, [inner]
+  float* dbc = nullptr;       // Mamba-1: [chunk][x_proj_rows]
+  Activations dt_low;         // Mamba-1: input of dt_proj, [dt_rank]
+  float* dt = nullptr;        // [chunk][inner]
+  float* decay = nullptr;     // Mamba-2: [chunk][inner]
+  float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
+  float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
+  Activations y;              // input of out_proj, [inner]
+  Activations final;          // input of the head, [d_model]
+  float* logits = nullptr;    // [logit_rows][logit_stride]
+  size_t logit_stride = 0;
+  uint32_t logit_rows = 0;    // rows computed together when all are asked for
+};
+
+class Session {
+ public:
+  // Bytes of arena for these options (checked by the caller with check_options).
+  static size_t required_bytes(const Model& model, const SessionOptions& options);
+  static Status check_options(const SessionOptions& options);
+
+  // Makes a fresh session at the start of `arena`.
+  static Status create(const Model& model, const SessionOptions& options, void* arena, Session** out);
+  void destroy();
+
+  void reset();
+  uint64_t position() const { return position_; }
+  const Model& model() const { return *model_; }
+  void* owned_arena = nullptr;  // freed by mamba_edge_session_destroy when the library allocated it
+  size_t owned_bytes = 0;
+
+  // Takes n tokens (all valid). all_logits: NULL or [n][n_vocab].
+  void take_tokens(const int32_t* tokens, size_t n, float* all_logits);
+  float* logits() { return position_ == 0 ? nullptr : buffers_.logits; }
+
+  static size_t state_bytes(const Model& model);
+  void save_state(uint8_t* out) const;
+  Status load_state(const uint8_t* in);
+  void copy_state(const Session& from);
+  // One layer in the reference implementations' order; see mamba_edge_state_export.
+  void export_state(uint32_t layer, float* conv, size_t* n_conv, float* ssm, size_t* n_ssm) const;
+
+ private:
+  friend struct Step;
+
+  struct StateLayout {  // in floats
+    explicit StateLayout(const Model& model);
+    size_t conv, ssm, layer, total;
+  };
+  static Session* place(const Model& model, const SessionOptions& options, Arena& arena);
+
+  float* conv_state(uint32_t layer) const;
+  float* ssm_state(uint32_t layer) const;
+
+  const Model* model_ = nullptr;
+  SessionOptions options_;
+  float* state_ = nullptr;
+  uint64_t position_ = 0;
+  Buffers buffers_;
+  ThreadPool* pool_ = nullptr;
+};
+
+}  // namespace mamba_edge

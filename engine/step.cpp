@@ -1,0 +1,155 @@
+#include "engine/step.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "quant/decode.h"
+
+namespace mamba_edge {
+namespace {
+
+constexpr size_t kRowsPerPiece = 64;   // of a projection
+constexpr size_t kHeadRowsPerPiece = 256;
+
+}  // namespace
+
+Step::Step(Session& s, size_t n)
+    : session(s),
+      model(*s.model_),
+      kernels(*s.model_->kernels),
+      layout(s.model_->layout),
+      b(s.buffers_),
+      tokens(n) {}
+
+void Step::run(size_t n, mamba_edge_task task, void* context) const {
+  const SessionOptions& options = session.options_;
+  if (options.n_threads == 1 || n == 1) {
+    for (size_t i = 0; i < n; ++i) task(context, i);
+  } else if (options.parallel_for != nullptr) {
+    options.parallel_for(options.parallel_for_user, n, task, context);
+  } else {
+    session.pool_->run(n, task, context);
+  }
+}
+
+void Step::quantise(const Matrix& w, const Activations& in, size_t begin, size_t end) const {
+  if (!is_quantised(w.shape.type)) return;
+  const size_t group = w.shape.group;
+  const size_t stop = std::min<size_t>(round_up(end, group), w.shape.cols);
+  for (size_t t = 0; t < tokens; ++t) {
+    const size_t at = t * in.q.group_stride + begin / group;
+    kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group, in.q.q + t * in.q.stride + begin,
+                        in.q.scale + at, in.q.sum + at);
+  }
+}
+
+void Step::matmul(const Matrix& w, const Activations& in, size_t begin, size_t end, float* out,
+                  size_t out_stride) const {
+  switch (w.shape.type) {
+    case WeightType::f32:
+      kernels.matmul_f32_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
+      return;
+    case WeightType::f16:
+      kernels.matmul_f16_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
+      return;
+    case WeightType::int8: kernels.matmul_i8_i8(w, begin, end, in.q, tokens, out, out_stride); return;
+    case WeightType::int4: kernels.matmul_i4_i8(w, begin, end, in.q, tokens, out, out_stride); return;
+  }
+}
+
+size_t Step::piece_channels(const Matrix& reader) {
+  const size_t group = is_quantised(reader.shape.type) ? reader.shape.group : kTileRows;
+  return group * ((kRowsPerPiece + group - 1) / group);
+}
+
+void Step::norm_rows(const float* weight, const float* bias, const Matrix& reader,
+                     const Activations& out, size_t first_token) const {
+  const size_t d_model = model.config.d_model;
+  for (size_t t = first_token; t < tokens; ++t) {
+    const float* in = b.residual + t * b.model_stride;
+    float* row = out.x + t * out.stride;
+    if (model.config.norm == NormKind::layer) {
+      kernels.layer_norm(in, weight, bias, d_model, model.config.norm_eps, row);
+    } else {
+      kernels.rms_norm(in, weight, d_model, model.config.norm_eps, row);
+    }
+  }
+  quantise(reader, out, 0, round_up<size_t>(d_model, kTileRows));
+}
+
+void Step::project_out(const LayerWeights& w) const {
+  const size_t blocks = w.out_proj.shape.row_blocks();
+  const size_t per_piece = kRowsPerPiece / kTileRows;
+  parallel((blocks + per_piece - 1) / per_piece, [&](size_t piece) {
+    const size_t begin = piece * per_piece, end = std::min(begin + per_piece, blocks);
+    matmul(w.out_proj, b.y, begin, end, b.product, b.model_stride);
+    const size_t row = begin * kTileRows;
+    for (size_t t = 0; t < tokens; ++t) {
+      const size_t at = t * b.model_stride + row;
+      kernels.add_rows(b.residual + at, b.product + at,
+                       w.out_proj_bias == nullptr ? nullptr : w.out_proj_bias + row,
+                       (end - begin) * kTileRows);
+    }
+  });
+}
+
+void Session::take_tokens(const int32_t* ids, size_t n, float* all_logits) {
+  const ModelConfig& config = model_->config;
+  const Weights& w = model_->weights;
+  for (size_t done = 0; done < n;) {
+    const size_t tokens = std::min<size_t>(options_.chunk, n - done);
+    const Step step(*this, tokens);
+    for (size_t t = 0; t < tokens; ++t) {
+      decode_row(w.embedding.shape, w.embedding.scale, w.embedding.data,
+                 static_cast<uint32_t>(ids[done + t]), config.d_model,
+                 buffers_.residual + t * buffers_.model_stride);
+    }
+    for (uint32_t layer = 0; layer < config.n_layer; ++layer) {
+      step.norm_rows(w.layers[layer].norm, w.layers[layer].norm_bias, w.layers[layer].in_proj,
+                     buffers_.normed, 0);
+      if (config.is_mamba2()) {
+        run_mamba2(step, layer);
+      } else {
+        run_mamba1(step, layer);
+      }
+    }
+    done += tokens;
+    position_ += tokens;
+    if (all_logits == nullptr && done < n) continue;
+
+    // The head, for the last token, or for all of them, a few rows at a time.
+    const size_t first = all_logits == nullptr ? tokens - 1 : 0;
+    step.norm_rows(w.final_norm, w.final_norm_bias, w.head, buffers_.final, first);
+    for (size_t t = first; t < tokens; t += buffers_.logit_rows) {
+      const size_t rows = std::min<size_t>(buffers_.logit_rows, tokens - t);
+      Step head(*this, rows);
+      const Activations& all = buffers_.final;
+      Activations in = all;
+      in.x += t * all.stride;
+      if (is_quantised(w.head.shape.type)) {
+        in.q.q += t * all.q.stride;
+        in.q.scale += t * all.q.group_stride;
+        in.q.sum += t * all.q.group_stride;
+      }
+      const size_t blocks = w.head.shape.row_blocks();
+      const size_t per_piece = kHeadRowsPerPiece / kTileRows;
+      head.parallel((blocks + per_piece - 1) / per_piece, [&](size_t piece) {
+        const size_t begin = piece * per_piece;
+        head.matmul(w.head, in, begin, std::min(begin + per_piece, blocks), buffers_.logits,
+                    buffers_.logit_stride);
+      });
+      if (all_logits != nullptr) {
+        for (size_t r = 0; r < rows; ++r) {
+          std::memcpy(all_logits + (done - tokens + t + r) * config.n_vocab,
+                      buffers_.logits + r * buffers_.logit_stride, size_t{config.n_vocab} * 4);
+        }
+      }
+      if (t + rows == tokens && rows > 1) {  // mamba_edge_logits shows the last row
+        std::memmove(buffers_.logits, buffers_.logits + (rows - 1) * buffers_.logit_stride,
+                     size_t{config.n_vocab} * 4);
+      }
+    }
+  }
+}
+
+}  // namespace mamba_edge

@@ -1,0 +1,150 @@
+#include "quant/encode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "quant/half.h"
+
+namespace mamba_edge {
+namespace {
+
+void store_u16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof value); }
+
+// Where (lane, col) of a row block lies, as quant/blocks.h says; scales are at their own place.
+size_t weight_index(uint32_t lane, uint32_t col) {
+  return size_t{col / kStepInputs} * 64 + lane * kStepInputs + col % kStepInputs;
+}
+
+// Rounds w / step to nearest and clamps.
+int quantise(float w, float inverse_step, int low, int high) {
+  const float q = std::nearbyintf(w * inverse_step);
+  return static_cast<int>(std::clamp(q, static_cast<float>(low), static_cast<float>(high)));
+}
+
+double square_error(std::span<const float> w, float step, int low, int high) {
+  const float inverse = step == 0 ? 0.0f : 1.0f / step;
+  double sum = 0;
+  for (const float value : w) {
+    const float error = value - step * static_cast<float>(quantise(value, inverse, low, high));
+    sum += static_cast<double>(error) * static_cast<double>(error);
+  }
+  return sum;
+}
+
+// The step of a group, as binary16 bits; the kernels multiply by `matrix_scale` on top.
+uint16_t choose_step_int8(std::span<const float> w, float matrix_scale) {
+  float max_abs = 0;
+  for (const float value : w) max_abs = std::max(max_abs, std::fabs(value));
+  return float_to_half(max_abs / 127.0f / matrix_scale);
+}
+
+uint16_t choose_step_int4(std::span<const float> w, float matrix_scale) {
+  float extreme = 0;
+  for (const float value : w) {
+    if (std::fabs(value) > std::fabs(extreme)) extreme = value;
+  }
+  if (extreme == 0) return 0;
+  uint16_t best = 0;
+  double best_error = INFINITY;
+  for (int i = 0; i <= 32; ++i) {
+    const float divisor = -8.0f + static_cast<float>(i - 8) * 0.125f;  // -9 to -5
+    const uint16_t bits = float_to_half(extreme / divisor / matrix_scale);
+    const double error = square_error(w, matrix_scale * half_to_float(bits), -8, 7);
+    if (error < best_error) {
+      best_error = error;
+      best = bits;
+    }
+  }
+  return best;
+}
+
+struct Accumulator {
+  EncodeError error;
+  void add(float source, float decoded) {
+    const double difference = static_cast<double>(source) - static_cast<double>(decoded);
+    error.sum_squares += static_cast<double>(source) * static_cast<double>(source);
+    error.sum_square_errors += difference * difference;
+    error.max_abs_error = std::max(error.max_abs_error, std::fabs(difference));
+  }
+};
+
+}  // namespace
+
+void EncodeError::add(const EncodeError& other) {
+  sum_squares += other.sum_squares;
+  sum_square_errors += other.sum_square_errors;
+  max_abs_error = std::max(max_abs_error, other.max_abs_error);
+}
+
+double EncodeError::relative_rms() const {
+  return sum_squares > 0 ? std::sqrt(sum_square_errors / sum_squares) : 0;
+}
+
+MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group) {
+  if (!is_quantised(type)) return {type, rows, cols, 1};
+  const uint32_t g = std::min(group, round_up(cols, kGroupMultiple));
+  return {type, rows, round_up(cols, g), g};
+}
+
+float matrix_scale(WeightType type, float max_abs) {
+  if (type == WeightType::f32 || max_abs == 0) return 1.0f;
+  // The largest binary16 number in the matrix: the weight itself, or the largest group's step.
+  const float largest = type == WeightType::int8   ? max_abs / 127.0f
+                        : type == WeightType::int4 ? max_abs / 5.0f
+                                                   : max_abs;
+  // Put it just below 2^15, so that 29 octaves below it are normal numbers.
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return std::ldexp(1.0f, std::clamp(exponent - 15, -126, 127));
+}
+
+EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,
+                             uint8_t* out) {
+  Accumulator total;
+  std::memset(out, 0, shape.row_block_bytes());
+  uint8_t* weights = out + shape.scale_bytes();
+  for (uint32_t lane = 0; lane < kTileRows; ++lane) {
+    const float* row = rows + lane * cols_stride;
+    if (shape.type == WeightType::f32) {
+      for (uint32_t c = 0; c < shape.cols; ++c) {
+        std::memcpy(out + (size_t{c} * kTileRows + lane) * 4, &row[c], 4);
+        total.add(row[c], row[c]);
+      }
+      continue;
+    }
+    if (shape.type == WeightType::f16) {
+      for (uint32_t c = 0; c < shape.cols; ++c) {
+        const uint16_t half = float_to_half(row[c] / scale);
+        store_u16(out + (size_t{c} * kTileRows + lane) * 2, half);
+        total.add(row[c], scale * half_to_float(half));
+      }
+      continue;
+    }
+    const bool is_int4 = shape.type == WeightType::int4;
+    const int low = is_int4 ? -8 : -127, high = is_int4 ? 7 : 127;
+    for (uint32_t g = 0; g < shape.groups(); ++g) {
+      const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
+      const uint16_t bits = is_int4 ? choose_step_int4(w, scale) : choose_step_int8(w, scale);
+      store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);
+      const float step = scale * half_to_float(bits);
+      const float inverse = step == 0 ? 0.0f : 1.0f / step;
+      for (uint32_t i = 0; i < shape.group; ++i) {
+        const uint32_t col = g * shape.group + i;
+        const int q = quantise(w[i], inverse, low, high);
+        total.add(w[i], step * static_cast<float>(q));
+        if (is_int4) {
+          const uint32_t step_index = col / kStepInputs;
+          const size_t at =
+              size_t{step_index / 2} * 64 + lane * kStepInputs + col % kStepInputs;
+          weights[at] = static_cast<uint8_t>(weights[at] | (q + 8) << (step_index % 2 == 0 ? 0 : 4));
+        } else {
+          weights[weight_index(lane, col)] = static_cast<uint8_t>(q + 128);
+        }
+      }
+    }
+  }
+  return total.error;
+}
+
+}  // namespace mamba_edge

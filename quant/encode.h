@@ -1,0 +1,38 @@
+// Float32 rows into packed row blocks. Deterministic; runs where the converter runs, not on the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "quant/blocks.h"
+
+namespace mamba_edge {
+
+// The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is narrower than that,
+// its whole width rounded up to 16; 1 for fp32 and fp16. `group` is a multiple of 16, 16 to 256.
+MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group);
+
+// The power of two by which a matrix is scaled so that its binary16 numbers (group scales or weights) are normal,
+// given the largest magnitude in it. 1 for fp32.
+float matrix_scale(WeightType type, float max_abs);
+
+// Sums over the elements that were encoded, of the source and of what the kernels will see.
+struct EncodeError {
+  double sum_squares = 0;        // of the source
+  double sum_square_errors = 0;  // of source minus decoded
+  double max_abs_error = 0;
+  void add(const EncodeError& other);
+  double relative_rms() const;  // sqrt(sum_square_errors / sum_squares); 0 for an all-zero source
+};
+
+// Encodes 16 rows to one row block of shape.row_block_bytes() at `out`.
+// `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite.
+//
+// int8: per group and row, scale = max|w| / 127 in binary16, weights rounded to nearest.
+// int4: per group and row, the scale that minimises the sum of squared errors among 33 candidates around
+//       -w_extreme / 8 (the extreme value takes -8, the longer end of the range).
+EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,
+                             uint8_t* out);
+
+}  // namespace mamba_edge
