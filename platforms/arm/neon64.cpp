@@ -8,7 +8,11 @@
 
 namespace mamba_edge {
 namespace {
-struct Neon64 : xsimd::neon64 {};
+struct Neon64 : xsimd::neon64 {
+  static ME_INLINE float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
+    return vfmaq_f32(c, a, b);
+  }
+};
 }  // namespace
 }  // namespace mamba_edge
 ME_XSIMD_ARCH(mamba_edge::Neon64, xsimd::neon64);

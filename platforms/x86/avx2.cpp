@@ -7,7 +7,9 @@
 
 namespace mamba_edge {
 namespace {
-struct Avx2 : xsimd::fma3<xsimd::avx2> {};
+struct Avx2 : xsimd::fma3<xsimd::avx2> {
+  static ME_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+};
 }  // namespace
 }  // namespace mamba_edge
 ME_XSIMD_ARCH(mamba_edge::Avx2, xsimd::fma3<xsimd::avx2>);

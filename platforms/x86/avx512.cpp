@@ -7,7 +7,9 @@
 
 namespace mamba_edge {
 namespace {
-struct Avx512 : xsimd::avx512bw {};
+struct Avx512 : xsimd::avx512bw {
+  static ME_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+};
 }  // namespace
 }  // namespace mamba_edge
 ME_XSIMD_ARCH(mamba_edge::Avx512, xsimd::avx512bw);

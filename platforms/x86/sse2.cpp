@@ -7,7 +7,11 @@
 
 namespace mamba_edge {
 namespace {
-struct Sse2 : xsimd::sse2 {};
+struct Sse2 : xsimd::sse2 {
+  static ME_INLINE __m128 fma(__m128 a, __m128 b, __m128 c) {
+    return _mm_add_ps(_mm_mul_ps(a, b), c);
+  }
+};
 }  // namespace
 }  // namespace mamba_edge
 ME_XSIMD_ARCH(mamba_edge::Sse2, xsimd::sse2);

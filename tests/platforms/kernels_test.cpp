@@ -1,0 +1,1030 @@
+// Every kernel in every table that this CPU runs, against its contract in platforms/kernels.h,
+// computed in double.
+//
+// u = 2^-24 is the largest relative error of one float32 operation. Bounds are sums of the
+// first-order terms; what remains is of the order of u^2 and is covered by the slack of the
+// contracts. All memory ends at a forbidden page.
+#include "platforms/kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "platforms/select.h"
+#include "tests/platforms/guarded.h"
+
+namespace mamba_edge {
+namespace {
+
+constexpr double kU = 0x1p-24;
+constexpr double kTiny = 0x1p-126;  // results below this may be subnormal or zero
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+using Floats = Guarded<float>;
+using Sizes = std::initializer_list<size_t>;
+
+std::vector<const KernelTable*> tables() {
+  size_t n = 0;
+  const KernelTable* const* t = available_tables(&n);
+  return {t, t + n};
+}
+
+class Kernels : public testing::TestWithParam<const KernelTable*> {
+ protected:
+  const KernelTable& k = *GetParam();
+  std::mt19937 random{20240611};
+
+  float uniform(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random);
+  }
+  int integer(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
+  void fill(Floats& x, float low, float high) {
+    for (float& v : x) v = uniform(low, high);
+  }
+  Floats floats(size_t n, float low, float high) {
+    Floats x(n);
+    fill(x, low, high);
+    return x;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Tables, Kernels, testing::ValuesIn(tables()),
+                         [](const auto& test) { return std::string(test.param->isa); });
+
+// ---- references ----
+
+double half_to_double(uint16_t h) {
+  const int exponent = (h >> 10) & 31;
+  const double fraction = (h & 1023) / 1024.0;
+  const double sign = (h & 0x8000) != 0 ? -1.0 : 1.0;
+  if (exponent == 31) return fraction == 0 ? sign * HUGE_VAL : std::nan("");
+  return sign *
+         (exponent == 0 ? std::ldexp(fraction, -14) : std::ldexp(1 + fraction, exponent - 15));
+}
+
+double silu(double x) { return x / (1 + std::exp(-x)); }
+double softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
+
+// Contract of exp: 2 ulp, an ulp being at most 2u; and of the functions made of it (kernels.h).
+constexpr double kExp = 4 * kU;
+constexpr double kSilu = 8 * kU;
+constexpr double kSoftplus = 12 * kU;
+constexpr double kSiluFlush =
+    0x1p-119;  // |x| e^-|x| where e^-|x| leaves the normal range, |x| < 128
+
+size_t padded(size_t n) { return round_up<size_t>(n, 16); }
+
+// ---- quantise_i8 ----
+
+struct Quantised {
+  Guarded<int8_t> q;
+  Floats scale;
+  Guarded<int32_t> sum;
+  QuantisedRows rows;
+
+  Quantised(size_t tokens, size_t cols, size_t group)
+      : q(tokens * round_up<size_t>(cols, 64)),
+        scale(tokens * (cols / group)),
+        sum(tokens * (cols / group)) {
+    rows.q = q.data();
+    rows.scale = scale.data();
+    rows.sum = sum.data();
+    rows.stride = round_up<size_t>(cols, 64);
+    rows.group_stride = cols / group;
+  }
+};
+
+TEST_P(Kernels, QuantiseKeepsItsBound) {
+  for (const size_t group : Sizes{16, 32, 48, 64, 128, 240, 256}) {
+    for (const float magnitude : {1.0f, 1e-28f, 1e30f, 3.4e38f, 1e-30f, 1e-40f, 0.0f}) {
+      const size_t n = 5 * group;
+      Floats x = floats(n, -1, 1);
+      for (float& v : x) v *= magnitude;
+      for (size_t i = 0; i < group; ++i) x[group + i] = 0;  // an all-zero group
+      x[2 * group + 3] = magnitude;                         // an outlier decides its group only
+      for (size_t i = 0; i < group; ++i) x[3 * group + i] = (i % 2 != 0 ? magnitude : -magnitude);
+      Guarded<int8_t> q(n);
+      Floats scale(5);
+      Guarded<int32_t> sum(5);
+      k.quantise_i8(x.data(), n, group, q.data(), scale.data(), sum.data());
+      for (size_t g = 0; g < 5; ++g) {
+        double top = 0;
+        int total = 0;
+        for (size_t i = g * group; i < (g + 1) * group; ++i) {
+          top = std::max<double>(top, std::fabs(x[i]));
+          total += q[i];
+          ASSERT_GE(q[i], -127);
+        }
+        EXPECT_EQ(sum[g], total);
+        if (top < static_cast<double>(kTinyActivation)) {
+          EXPECT_EQ(scale[g], 0.0f);
+          for (size_t i = g * group; i < (g + 1) * group; ++i) ASSERT_EQ(q[i], 0);
+          continue;
+        }
+        EXPECT_NEAR(scale[g], top / 127, top / 127 * kU);
+        for (size_t i = g * group; i < (g + 1) * group; ++i) {
+          ASSERT_LE(std::fabs(x[i] - double{scale[g]} * q[i]), scale[g] * (0.5 + 0x1p-15))
+              << "group " << g << " of " << group << " magnitude " << magnitude;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, QuantiseRoundsTiesToEven) {
+  Floats x(16);
+  const float in[16] = {127,     0.5f,  1.5f,   2.5f, -0.5f, -1.5f, -2.5f, 126.5f,
+                        -126.5f, 3.49f, -3.51f, 0,    -0.0f, 1,     -127,  64.5f};
+  const int8_t want[16] = {127, 0, 2, 2, 0, -2, -2, 126, -126, 3, -4, 0, 0, 1, -127, 64};
+  std::copy_n(in, 16, x.data());
+  Guarded<int8_t> q(16);
+  Floats scale(1);
+  Guarded<int32_t> sum(1);
+  k.quantise_i8(x.data(), 16, 16, q.data(), scale.data(), sum.data());
+  EXPECT_EQ(scale[0], 1.0f);
+  for (size_t i = 0; i < 16; ++i) EXPECT_EQ(q[i], want[i]) << x[i];
+}
+
+// ---- matmul ----
+
+struct TestMatrix {
+  MatrixShape shape;
+  Guarded<uint8_t> bytes;
+  Matrix m;
+
+  TestMatrix(WeightType type, size_t rows, size_t cols, size_t group, float scale)
+      : shape{type, static_cast<uint32_t>(rows), static_cast<uint32_t>(cols),
+              static_cast<uint32_t>(group)},
+        bytes(shape.bytes()) {
+    m.shape = shape;
+    m.row_block_bytes = shape.row_block_bytes();
+    m.scale = scale;
+    m.data = bytes.data();
+  }
+
+  uint8_t* block(size_t row) { return bytes.data() + row / 16 * shape.row_block_bytes(); }
+  const uint8_t* block(size_t row) const {
+    return bytes.data() + row / 16 * shape.row_block_bytes();
+  }
+
+  void set_group_scale(size_t row, size_t group, uint16_t half) {
+    std::memcpy(block(row) + (group * 16 + row % 16) * 2, &half, 2);
+  }
+  double group_scale(size_t row, size_t group) const {
+    uint16_t half;
+    std::memcpy(&half, block(row) + (group * 16 + row % 16) * 2, 2);
+    return half_to_double(half);
+  }
+  // The stored integer, without its zero.
+  int quantum(size_t row, size_t col) const {
+    const uint8_t* w = block(row) + shape.scale_bytes();
+    const size_t step = col / 4, lane = row % 16 * 4 + col % 4;
+    if (shape.type == WeightType::int8) return w[step * 64 + lane] - 128;
+    const uint8_t byte = w[step / 2 * 64 + lane];
+    return (step % 2 != 0 ? byte >> 4 : byte & 15) - 8;
+  }
+};
+
+enum class Fill { random, highest, lowest, alternating };
+
+void fill_quanta(TestMatrix& m, Fill fill, std::mt19937& random) {
+  for (size_t r = 0; r < m.shape.row_blocks(); ++r) {
+    uint8_t* w = m.block(r * 16) + m.shape.scale_bytes();
+    for (size_t i = 0; i < m.shape.weight_bytes(); ++i) {
+      const bool int8 = m.shape.type == WeightType::int8;
+      const unsigned low = int8 ? 1 : 0x00, high = 0xff;
+      switch (fill) {
+        case Fill::random:
+          w[i] = static_cast<uint8_t>(low + random() % (256 - low));
+          break;
+        case Fill::highest:
+          w[i] = static_cast<uint8_t>(high);
+          break;
+        case Fill::lowest:
+          w[i] = static_cast<uint8_t>(low);
+          break;
+        case Fill::alternating:
+          w[i] = static_cast<uint8_t>(i % 2 != 0 ? high : low);
+          break;
+      }
+    }
+  }
+}
+
+void fill_q(Quantised& x, Fill fill, size_t tokens, size_t cols, size_t group,
+            std::mt19937& random) {
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t g = 0; g < cols / group; ++g) {
+      int32_t sum = 0;
+      for (size_t i = g * group; i < (g + 1) * group; ++i) {
+        int v = 0;
+        switch (fill) {
+          case Fill::random:
+            v = static_cast<int>(random() % 255) - 127;
+            break;
+          case Fill::highest:
+            v = 127;
+            break;
+          case Fill::lowest:
+            v = -127;
+            break;
+          case Fill::alternating:
+            v = i % 2 != 0 ? 127 : -127;
+            break;
+        }
+        x.q[t * x.rows.stride + i] = static_cast<int8_t>(v);
+        sum += v;
+      }
+      x.sum[t * x.rows.group_stride + g] = sum;
+    }
+  }
+}
+
+QuantisedRows from_token(QuantisedRows x, size_t t) {
+  x.q += t * x.stride;
+  x.scale += t * x.group_stride;
+  x.sum += t * x.group_stride;
+  return x;
+}
+
+struct QuantisedCase {
+  size_t rows, cols, group, tokens;
+};
+
+void check_quantised(const KernelTable& k, WeightType type, const QuantisedCase& c, Fill weights,
+                     Fill acts, bool extreme_scales, std::mt19937& random) {
+  SCOPED_TRACE(testing::Message() << type_name(type) << " rows " << c.rows << " cols " << c.cols
+                                  << " group " << c.group << " tokens " << c.tokens);
+  TestMatrix m(type, c.rows, c.cols, c.group, 0.25f);
+  fill_quanta(m, weights, random);
+  const size_t groups = c.cols / c.group;
+  for (size_t row = 0; row < m.shape.row_blocks() * 16; ++row) {
+    for (size_t g = 0; g < groups; ++g) {
+      // Any positive finite binary16, subnormals included, or ordinary ones.
+      const auto half = extreme_scales ? 1 + random() % 0x7bff : 0x1c00 + random() % 0x1000;
+      m.set_group_scale(row, g, static_cast<uint16_t>(half));
+    }
+  }
+  Quantised x(c.tokens, c.cols, c.group);
+  fill_q(x, acts, c.tokens, c.cols, c.group, random);
+  for (size_t i = 0; i < x.scale.size(); ++i) {
+    const float e = extreme_scales ? static_cast<float>(static_cast<int>(random() % 160)) - 80 : 0;
+    x.scale[i] =
+        random() % 7 == 0 ? 0.0f : std::exp2(e) * (1 + static_cast<float>(random() % 1000) / 1000);
+    if (x.scale[i] == 0) {  // an all-zero group
+      const size_t t = i / groups, g = i % groups;
+      x.sum[i] = 0;
+      std::memset(x.q.data() + t * x.rows.stride + g * c.group, 0, c.group);
+    }
+  }
+  const size_t stride = m.shape.row_blocks() * 16;
+  const auto matmul = type == WeightType::int8 ? k.matmul_i8_i8 : k.matmul_i4_i8;
+  Floats out(c.tokens * stride);
+  matmul(m.m, 0, m.shape.row_blocks(), x.rows, c.tokens, out.data(), stride);
+  for (size_t t = 0; t < c.tokens; ++t) {
+    for (size_t row = 0; row < stride; ++row) {
+      double sum = 0, size = 0;
+      for (size_t g = 0; g < groups; ++g) {
+        int64_t dot = 0;
+        for (size_t i = g * c.group; i < (g + 1) * c.group; ++i) {
+          dot += int64_t{m.quantum(row, i)} * x.q[t * x.rows.stride + i];
+        }
+        const double term =
+            m.group_scale(row, g) * x.scale[t * groups + g] * static_cast<double>(dot) * 0.25;
+        sum += term;
+        size += std::fabs(term);
+      }
+      ASSERT_LE(std::fabs(out[t * stride + row] - sum),
+                (static_cast<double>(groups) + 3) * kU * size)
+          << "token " << t << " row " << row;
+    }
+  }
+  // The same bits, however the work is cut.
+  Floats cut(c.tokens * stride);
+  for (size_t t = 0; t < c.tokens;) {
+    const size_t n = std::min<size_t>(1 + random() % 3, c.tokens - t);
+    for (size_t r = m.shape.row_blocks(); r-- > 0;) {
+      matmul(m.m, r, r + 1, from_token(x.rows, t), n, cut.data() + t * stride, stride);
+    }
+    t += n;
+  }
+  ASSERT_TRUE(cut.same_bits(out));
+}
+
+TEST_P(Kernels, MatmulQuantisedMeetsItsBound) {
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const size_t group : Sizes{16, 32, 48, 64, 80, 128, 192, 240, 256}) {
+      for (const size_t groups : Sizes{1, 2, 3, 5, 8}) {
+        const size_t tokens = 1 + random() % 9;
+        check_quantised(k, type, {1 + random() % 70, groups * group, group, tokens}, Fill::random,
+                        Fill::random, random() % 2 != 0, random);
+      }
+    }
+    for (size_t tokens = 1; tokens <= 19; ++tokens) {
+      check_quantised(k, type, {33, 192, 64, tokens}, Fill::random, Fill::random, false, random);
+    }
+  }
+}
+
+TEST_P(Kernels, MatmulQuantisedDoesNotSaturate) {
+  constexpr Fill kFills[] = {Fill::highest, Fill::lowest, Fill::alternating};
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const Fill weights : kFills) {
+      for (const Fill acts : kFills) {
+        for (const size_t group : Sizes{16, 64, 256}) {
+          check_quantised(k, type, {16, 2 * group, group, 1}, weights, acts, false, random);
+          check_quantised(k, type, {17, group, group, 9}, weights, acts, true, random);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, MatmulFloatMeetsItsBound) {
+  for (const WeightType type : {WeightType::f32, WeightType::f16}) {
+    for (const size_t cols : Sizes{1, 2, 3, 16, 17, 63, 160, 1001}) {
+      for (const size_t tokens : Sizes{1, 2, 3, 4, 5, 7, 9}) {
+        const size_t rows = 1 + random() % 50;
+        TestMatrix m(type, rows, cols, 1, 2.0f);
+        const size_t stride = m.shape.row_blocks() * 16;
+        const size_t x_stride = padded(cols);
+        auto weight = [&](size_t row, size_t col) -> double {
+          const uint8_t* block = m.block(row);
+          if (type == WeightType::f32) {
+            float v;
+            std::memcpy(&v, block + (col * 16 + row % 16) * 4, 4);
+            return v;
+          }
+          uint16_t h;
+          std::memcpy(&h, block + (col * 16 + row % 16) * 2, 2);
+          return half_to_double(h);
+        };
+        for (size_t row = 0; row < stride; ++row) {
+          for (size_t col = 0; col < cols; ++col) {
+            if (type == WeightType::f32) {
+              const float v = uniform(-1, 1);
+              std::memcpy(m.block(row) + (col * 16 + row % 16) * 4, &v, 4);
+            } else {  // any finite one
+              const uint16_t h = static_cast<uint16_t>((random() & 0x8000) | random() % 0x7c00);
+              std::memcpy(m.block(row) + (col * 16 + row % 16) * 2, &h, 2);
+            }
+          }
+        }
+        Floats x = floats(tokens * x_stride, -1, 1);
+        Floats out(tokens * stride);
+        const auto matmul = type == WeightType::f32 ? k.matmul_f32_f32 : k.matmul_f16_f32;
+        matmul(m.m, 0, m.shape.row_blocks(), x.data(), x_stride, tokens, out.data(), stride);
+        for (size_t t = 0; t < tokens; ++t) {
+          for (size_t row = 0; row < stride; ++row) {
+            double sum = 0, size = 0;
+            for (size_t col = 0; col < cols; ++col) {
+              const double term = 2 * weight(row, col) * x[t * x_stride + col];
+              sum += term;
+              size += std::fabs(term);
+            }
+            ASSERT_LE(std::fabs(out[t * stride + row] - sum),
+                      (static_cast<double>(cols) + 2) * kU * size + kTiny)
+                << type_name(type) << " cols " << cols << " token " << t << " row " << row;
+          }
+        }
+        Floats cut(tokens * stride);
+        for (size_t t = 0; t < tokens; ++t) {
+          for (size_t r = 0; r < m.shape.row_blocks(); ++r) {
+            matmul(m.m, r, r + 1, x.data() + t * x_stride, x_stride, 1, cut.data() + t * stride,
+                   stride);
+          }
+        }
+        ASSERT_TRUE(cut.same_bits(out))
+            << type_name(type) << " cols " << cols << " tokens " << tokens;
+      }
+    }
+  }
+}
+
+// A matrix of one column holds every finite binary16; times 1 it comes back unchanged.
+TEST_P(Kernels, EveryHalfIsExact) {
+  TestMatrix m(WeightType::f16, 65536, 1, 1, 1.0f);
+  for (size_t i = 0; i < 65536; ++i) {
+    const uint16_t h = static_cast<uint16_t>(i);
+    std::memcpy(m.block(i) + i % 16 * 2, &h, 2);
+  }
+  Floats x(16), out(65536);
+  x[0] = 1.0f;
+  k.matmul_f16_f32(m.m, 0, 4096, x.data(), 16, 1, out.data(), 65536);
+  for (size_t i = 0; i < 65536; ++i) {
+    const double want = half_to_double(static_cast<uint16_t>(i));
+    if (std::isnan(want)) {
+      ASSERT_TRUE(std::isnan(out[i])) << i;
+    } else {
+      ASSERT_EQ(static_cast<double>(out[i]), want) << i;
+    }
+  }
+}
+
+TEST_P(Kernels, EveryGroupScaleIsExact) {
+  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    TestMatrix m(type, 0x7c00, 16, 16, 1.0f);
+    for (size_t r = 0; r < 0x7c00; ++r) {
+      m.set_group_scale(r, 0, static_cast<uint16_t>(r));
+      uint8_t* w = m.block(r) + m.shape.scale_bytes();
+      const bool int8 = type == WeightType::int8;
+      for (size_t i = 0; i < m.shape.weight_bytes(); ++i) w[i] = int8 ? 128 : 0x88;
+    }
+    for (size_t r = 0; r < 0x7c00; ++r) {  // column 0 has the value 1
+      m.block(r)[m.shape.scale_bytes() + r % 16 * 4] = type == WeightType::int8 ? 129 : 0x89;
+    }
+    Quantised x(1, 16, 16);
+    x.q[0] = 1;
+    x.scale[0] = 1.0f;
+    x.sum[0] = 1;
+    Floats out(0x7c00);
+    const auto matmul = type == WeightType::int8 ? k.matmul_i8_i8 : k.matmul_i4_i8;
+    matmul(m.m, 0, 0x7c0, x.rows, 1, out.data(), 0x7c00);
+    for (size_t r = 0; r < 0x7c00; ++r) {
+      ASSERT_EQ(static_cast<double>(out[r]), half_to_double(static_cast<uint16_t>(r))) << r;
+    }
+  }
+}
+
+// ---- norms ----
+
+TEST_P(Kernels, RmsNorm) {
+  for (const size_t n : Sizes{1, 15, 16, 17, 48, 768, 2561}) {
+    for (const float magnitude : {1.0f, 1e-3f, 1e15f, 0.0f}) {
+      for (const bool weighted : {false, true}) {
+        const size_t p = padded(n);
+        Floats x(p), weight(p), out(p);
+        for (size_t i = 0; i < n; ++i) {
+          x[i] = uniform(-magnitude, magnitude);
+          weight[i] = uniform(-2, 2);
+        }
+        double squares = 0;
+        for (size_t i = 0; i < n; ++i) squares += double{x[i]} * x[i];
+        const double factor = 1 / std::sqrt(squares / static_cast<double>(n) + double{1e-5f});
+        const Floats before = x;
+        k.rms_norm(x.data(), weighted ? weight.data() : nullptr, n, 1e-5f, out.data());
+        for (size_t i = 0; i < p; ++i) {
+          const double want = i < n ? x[i] * factor * (weighted ? weight[i] : 1.0f) : 0.0;
+          ASSERT_LE(std::fabs(out[i] - want),
+                    (static_cast<double>(n) / 16 + 12) * kU * std::fabs(want))
+              << n << " at " << i;
+        }
+        k.rms_norm(x.data(), weighted ? weight.data() : nullptr, n, 1e-5f, x.data());  // in place
+        ASSERT_TRUE(x.same_bits(out));
+      }
+    }
+  }
+}
+
+// d = (n / 16 + 8) u is the relative error of a sum over n values in 16 lanes, made of chains of n
+// / 16 and a tree of 4. The mean is off by dm <= d mean|x|. The variance is off by d, and by dm^2,
+// because it is taken about the wrong mean; its square root halves that. The other operations, on x
+// - mean, add less than 8 u.
+TEST_P(Kernels, LayerNorm) {
+  for (const size_t n : Sizes{1, 15, 16, 17, 48, 768, 2561}) {
+    for (const float offset : {0.0f, 3.0f, -100.0f}) {
+      for (const bool biased : {false, true}) {
+        const size_t p = padded(n);
+        Floats x(p), weight(p), bias(p), out(p);
+        double mean = 0, size = 0, variance = 0;
+        for (size_t i = 0; i < n; ++i) {
+          x[i] = uniform(-1, 1) + offset;
+          weight[i] = uniform(-2, 2);
+          bias[i] = uniform(-2, 2);
+          mean += x[i] / static_cast<double>(n);
+          size += std::fabs(x[i]) / static_cast<double>(n);
+        }
+        for (size_t i = 0; i < n; ++i)
+          variance += std::pow(x[i] - mean, 2) / static_cast<double>(n);
+        const double factor = 1 / std::sqrt(variance + double{1e-5f});
+        const double d = (static_cast<double>(n) / 16 + 8) * kU;
+        const double dm = d * size;
+        k.layer_norm(x.data(), weight.data(), biased ? bias.data() : nullptr, n, 1e-5f, out.data());
+        for (size_t i = 0; i < p; ++i) {
+          const double b = biased ? bias[i] : 0.0f;
+          const double v = i < n ? x[i] - mean : 0.0;
+          const double want = i < n ? v * factor * weight[i] + b : 0.0;
+          const double relative = d / 2 + dm * dm * factor * factor + 8 * kU;
+          const double bound =
+              std::fabs(weight[i]) * factor * (dm * (1 + relative) + std::fabs(v) * relative) +
+              2 * kU * std::fabs(want) + kU * std::fabs(b);
+          ASSERT_LE(std::fabs(out[i] - want), bound) << n << " offset " << offset << " at " << i;
+        }
+        k.layer_norm(x.data(), weight.data(), biased ? bias.data() : nullptr, n, 1e-5f, x.data());
+        ASSERT_TRUE(x.same_bits(out));
+      }
+    }
+  }
+}
+
+// ---- elementwise ----
+
+TEST_P(Kernels, AddRowsAndScaleRoundOnce) {
+  for (const size_t n : Sizes{16, 32, 48, 1040}) {
+    const Floats y = floats(n, -3, 3), x = floats(n, -1e-3f, 1e3f), bias = floats(n, -1, 1);
+    Floats plain = y, biased = y, scaled = y;
+    k.add_rows(plain.data(), x.data(), nullptr, n);
+    k.add_rows(biased.data(), x.data(), bias.data(), n);
+    k.scale(scaled.data(), 0.3f, n);
+    for (size_t i = 0; i < n; ++i) {
+      ASSERT_EQ(plain[i], y[i] + x[i]);
+      ASSERT_EQ(biased[i], (y[i] + x[i]) + bias[i]);
+      ASSERT_EQ(scaled[i], y[i] * 0.3f);
+    }
+  }
+}
+
+TEST_P(Kernels, ArgMax) {
+  for (const size_t n : Sizes{1, 2, 7, 15, 16, 17, 31, 33, 64, 100, 1003}) {
+    for (int trial = 0; trial < 20; ++trial) {
+      Floats x(n);
+      for (float& v : x) v = static_cast<float>(integer(-5, 5));  // many ties
+      if (trial % 4 == 1) x[random() % n] = kNan;
+      if (trial % 4 == 2) x[random() % n] = -kInf;
+      if (trial % 4 == 3) x[random() % n] = kInf;
+      size_t want = n;
+      for (size_t i = 0; i < n; ++i) {
+        if (!std::isnan(x[i]) && (want == n || x[i] > x[want])) want = i;
+      }
+      ASSERT_EQ(k.arg_max(x.data(), n), want == n ? 0 : want) << n;
+    }
+    Floats x(n);
+    for (float& v : x) v = kNan;
+    EXPECT_EQ(k.arg_max(x.data(), n), 0u);
+    x[n - 1] = -kInf;
+    EXPECT_EQ(k.arg_max(x.data(), n), n - 1);
+    for (float& v : x) v = -kInf;
+    EXPECT_EQ(k.arg_max(x.data(), n), 0u);
+  }
+}
+
+double ulps(float got, double want) {
+  const double ulp = std::ldexp(1.0, std::max(std::ilogb(want), -126) - 23);
+  return std::fabs(got - want) / ulp;
+}
+
+// dt clamped to 1 makes decay = exp(a) of exactly a.
+TEST_P(Kernels, ExpIsWithinTwoUlp) {
+  constexpr size_t kN = 1 << 16;
+  Floats dt(kN), zero(kN), a(kN), decay(kN);
+  double worst = 0;
+  for (int round = 0; round < 8; ++round) {
+    for (size_t i = 0; i < kN; ++i) {
+      a[i] = round == 0 ? -87.3f + 176.0f * static_cast<float>(i) / static_cast<float>(kN)
+                        : uniform(-1, 1) * (round < 4 ? 87.3f : std::exp2(uniform(-30, 6)));
+    }
+    k.dt_decay(dt.data(), zero.data(), a.data(), 1.0f, 1.0f, kN, decay.data());
+    for (size_t i = 0; i < kN; ++i) {
+      ASSERT_EQ(dt[i], 1.0f);
+      worst = std::max(worst, ulps(decay[i], std::exp(double{a[i]})));
+    }
+  }
+  EXPECT_LE(worst, 2.0);
+  RecordProperty("worst_ulp", std::to_string(worst));
+  std::printf("exp, %s: %.3f ulp\n", k.isa, worst);
+
+  const float edges[16] = {-kInf, -1e30f, -1000, -104,  -88,  -87.4f, -0.0f,  0,
+                           88.7f, 88.73f, 1000,  1e30f, kInf, kNan,   1e-40f, -1e-40f};
+  Floats edge(16);
+  std::copy_n(edges, 16, edge.data());
+  Floats one(16), bias(16), out(16);
+  k.dt_decay(one.data(), bias.data(), edge.data(), 1.0f, 1.0f, 16, out.data());
+  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(out[i], 0.0f) << edge[i];
+  for (const size_t i : Sizes{6, 7, 14, 15}) EXPECT_EQ(out[i], 1.0f) << edge[i];
+  EXPECT_LE(ulps(out[8], std::exp(double{88.7f})), 2.0);
+  for (size_t i = 9; i < 13; ++i) EXPECT_EQ(out[i], kInf) << edge[i];
+  EXPECT_TRUE(std::isnan(out[13]));
+}
+
+TEST_P(Kernels, SoftplusAndClamp) {
+  constexpr size_t kN = 1 << 16;
+  Floats dt(kN), bias(kN), a(kN), decay(kN), in(kN);
+  double worst = 0;
+  for (int round = 0; round < 4; ++round) {
+    for (size_t i = 0; i < kN; ++i) {
+      in[i] = round == 0 ? -87.3f + 120.0f * static_cast<float>(i) / static_cast<float>(kN)
+                         : uniform(-1, 1) * std::exp2(uniform(-30, 6.4f));
+      dt[i] = in[i];
+      a[i] = -uniform(0, 16);
+    }
+    k.dt_decay(dt.data(), bias.data(), a.data(), 0.0f, kInf, kN, decay.data());
+    for (size_t i = 0; i < kN; ++i) {
+      const double want = softplus(in[i]);
+      if (in[i] > 20) {
+        ASSERT_EQ(dt[i], in[i]);
+      }
+      worst = std::max(worst, std::fabs(dt[i] - want) / want);
+      const double product = double{dt[i]} * a[i];
+      const double exact = std::exp(product);
+      ASSERT_LE(std::fabs(decay[i] - exact), exact * (kExp + std::fabs(product) * kU) + kTiny);
+    }
+  }
+  EXPECT_LE(worst, kSoftplus);
+  std::printf("softplus, %s: %.2f u\n", k.isa, worst / kU);
+
+  const float edges[16] = {-kInf, -3e38f, -1000, -104,  -90, 20, 20.000002f, 100,
+                           3e38f, kInf,   0,     -0.0f, 1,   -1, 5,          -5};
+  Floats edge(16), zero(16), minus(16), out(16);
+  std::copy_n(edges, 16, edge.data());
+  for (float& v : minus) v = -1;
+  k.dt_decay(edge.data(), zero.data(), minus.data(), 0.0f, kInf, 16, out.data());
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(edge[i], 0.0f) << edges[i];
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(out[i], 1.0f) << edges[i];
+  for (size_t i = 6; i < 10; ++i) EXPECT_EQ(edge[i], edges[i]);
+  EXPECT_EQ(out[8], 0.0f);
+
+  Floats clamped = floats(48, -10, 10), bias48 = floats(48, -1, 1), a48 = floats(48, -2, 0),
+         out48(48);
+  const Floats raw = clamped;
+  k.dt_decay(clamped.data(), bias48.data(), a48.data(), 0.5f, 2.0f, 48, out48.data());
+  for (size_t i = 0; i < 48; ++i) {
+    const double v = double{raw[i]} + bias48[i];
+    const double want = std::clamp(softplus(v), 0.5, 2.0);
+    ASSERT_LE(std::fabs(clamped[i] - want), want * kSoftplus + kU * std::fabs(v));
+    ASSERT_GE(clamped[i], 0.5f);
+    ASSERT_LE(clamped[i], 2.0f);
+  }
+}
+
+TEST_P(Kernels, SiluAndGateNorm) {
+  constexpr size_t kN = 1 << 15;
+  Floats y(kN), z(kN), out(kN);
+  double worst = 0;
+  for (float& v : y) v = 1;
+  for (int round = 0; round < 4; ++round) {
+    for (size_t i = 0; i < kN; ++i) {
+      z[i] = round == 0 ? -100.0f + 200.0f * static_cast<float>(i) / static_cast<float>(kN)
+                        : uniform(-1, 1) * std::exp2(uniform(-30, 6.3f));
+    }
+    k.gate_norm(y.data(), z.data(), nullptr, false, kN, out.data());
+    for (size_t i = 0; i < kN; ++i) {
+      const double want = silu(z[i]);
+      ASSERT_LE(std::fabs(out[i] - want), kSilu * std::fabs(want) + kSiluFlush) << z[i];
+      if (z[i] > -80) worst = std::max(worst, std::fabs(out[i] - want) / (std::fabs(want) + kTiny));
+    }
+  }
+  std::printf("silu, %s: %.2f u\n", k.isa, worst / kU);
+  Floats big(16), ones(16), result(16);
+  for (size_t i = 0; i < 16; ++i) {
+    ones[i] = 1;
+    big[i] = (i % 2 != 0 ? 1.0f : -1.0f) * std::exp2(static_cast<float>(i) * 8);
+  }
+  k.gate_norm(ones.data(), big.data(), nullptr, false, 16, result.data());
+  for (size_t i = 2; i < 16; ++i) {
+    if (big[i] > 200) {
+      EXPECT_EQ(result[i], big[i]);
+    } else if (big[i] < -200) {
+      EXPECT_EQ(result[i], 0.0f) << big[i];
+    }
+  }
+
+  for (const size_t n : Sizes{16, 48, 1536}) {
+    for (const bool norm_first : {false, true}) {
+      for (const bool weighted : {false, true}) {
+        const Floats v = floats(n, -2, 2), gate = floats(n, -6, 6), weight = floats(n, -2, 2);
+        Floats got(n);
+        const float sum = k.gate_norm(v.data(), gate.data(), weighted ? weight.data() : nullptr,
+                                      norm_first, n, got.data());
+        double squares = 0;
+        for (size_t i = 0; i < n; ++i) {
+          const double g = silu(gate[i]);
+          const double want = v[i] * g * (weighted ? weight[i] : 1.0f);
+          ASSERT_LE(std::fabs(got[i] - want), (kSilu + 3 * kU) * std::fabs(want));
+          squares += std::pow(norm_first ? v[i] : v[i] * g, 2);
+        }
+        // Twice the gate's error, a rounding for the product, and the chains and tree of the sum.
+        ASSERT_LE(std::fabs(sum - squares),
+                  (2 * (kSilu + kU) + (static_cast<double>(n) / 16 + 5) * kU) * squares);
+        Floats in_place = v;
+        const float again =
+            k.gate_norm(in_place.data(), gate.data(), weighted ? weight.data() : nullptr,
+                        norm_first, n, in_place.data());
+        EXPECT_EQ(again, sum);
+        ASSERT_TRUE(in_place.same_bits(got));
+      }
+    }
+  }
+}
+
+// ---- recurrences ----
+
+TEST_P(Kernels, ConvSilu) {
+  for (size_t d_conv = 1; d_conv <= 6; ++d_conv) {
+    for (const size_t blocks : Sizes{1, 3}) {
+      for (const size_t tokens : Sizes{1, 2, 3, 9}) {
+        const size_t channels = blocks * 16, stride = channels + 16;
+        Floats window = floats(d_conv * channels, -1, 1);
+        const Floats weight = floats(d_conv * channels, -1, 1), bias = floats(channels, -1, 1);
+        const Floats x = floats(tokens * stride, -20, 20);
+        const bool biased = (tokens + blocks) % 2 == 0;
+        const Floats start = window;
+        Floats out(tokens * channels);
+        ConvArgs args;
+        args.window = window.data();
+        args.weight = weight.data();
+        args.bias = biased ? bias.data() : nullptr;
+        args.in = x.data();
+        args.in_stride = stride;
+        args.out = out.data();
+        args.out_stride = channels;
+        args.d_conv = d_conv;
+        args.blocks = blocks;
+        args.tokens = tokens;
+        k.conv_silu(args);
+        for (size_t c = 0; c < channels; ++c) {
+          const size_t at = c / 16 * d_conv * 16 + c % 16;
+          std::vector<float> history;
+          for (size_t i = 0; i < d_conv; ++i) history.push_back(start[at + i * 16]);
+          for (size_t t = 0; t < tokens; ++t) {
+            history.erase(history.begin());
+            history.push_back(x[t * stride + c]);
+            double sum = biased ? bias[c] : 0.0f, size = std::fabs(sum);
+            for (size_t i = 0; i < d_conv; ++i) {
+              const double term = double{weight[at + i * 16]} * history[i];
+              sum += term;
+              size += std::fabs(term);
+            }
+            // |silu'| < 1.1
+            const double bound =
+                1.1 * static_cast<double>(d_conv + 1) * kU * size + kSilu * std::fabs(silu(sum));
+            ASSERT_LE(std::fabs(out[t * channels + c] - silu(sum)), bound + kSiluFlush)
+                << d_conv << " " << t;
+          }
+          for (size_t i = 0; i < d_conv; ++i) ASSERT_EQ(window[at + i * 16], history[i]);
+        }
+        // Token by token and block by block, in place.
+        Floats other_window = start, in_place = x;
+        args.window = other_window.data();
+        args.out_stride = stride;
+        for (size_t b = 0; b < blocks; ++b) {
+          for (size_t t = 0; t < tokens; ++t) {
+            ConvArgs one = args;
+            one.window += b * d_conv * 16;
+            one.weight += b * d_conv * 16;
+            if (one.bias != nullptr) one.bias += b * 16;
+            one.in = in_place.data() + t * stride + b * 16;
+            one.out = in_place.data() + t * stride + b * 16;
+            one.blocks = 1;
+            one.tokens = 1;
+            k.conv_silu(one);
+          }
+        }
+        ASSERT_TRUE(other_window.same_bits(window));
+        for (size_t t = 0; t < tokens; ++t) {
+          ASSERT_EQ(
+              std::memcmp(in_place.data() + t * stride, out.data() + t * channels, channels * 4),
+              0);
+        }
+      }
+    }
+  }
+}
+
+struct ScanData {
+  size_t blocks, d_state, tokens, channels;
+  Floats state, a, d, bias, dt, b, c, x, z, y;
+
+  ScanData(size_t blocks_in, size_t d_state_in, size_t tokens_in)
+      : blocks(blocks_in),
+        d_state(d_state_in),
+        tokens(tokens_in),
+        channels(blocks_in * 16),
+        state(channels * d_state),
+        a(channels * d_state),
+        d(channels),
+        bias(channels),
+        dt(tokens * channels),
+        b((tokens - 1) * (2 * d_state + 3) + d_state),
+        c((tokens - 1) * (2 * d_state + 3) + d_state),
+        x(tokens * channels),
+        z(tokens * channels),
+        y(tokens * channels) {}
+
+  size_t bc_stride() const { return 2 * d_state + 3; }
+  size_t at(size_t channel, size_t n) const {
+    return (channel / 16 * d_state + n) * 16 + channel % 16;
+  }
+
+  Mamba1ScanArgs mamba1() {
+    Mamba1ScanArgs args;
+    args.state = state.data();
+    args.a = a.data();
+    args.d = d.data();
+    args.dt_bias = bias.data();
+    args.dt = dt.data();
+    args.b = b.data();
+    args.c = c.data();
+    args.x = x.data();
+    args.z = z.data();
+    args.y = y.data();
+    args.dt_stride = args.x_stride = args.z_stride = args.y_stride = channels;
+    args.bc_stride = bc_stride();
+    args.d_state = d_state;
+    args.blocks = blocks;
+    args.tokens = tokens;
+    return args;
+  }
+  Mamba2ScanArgs mamba2(const Floats& decay) {
+    Mamba2ScanArgs args;
+    args.state = state.data();
+    args.d = d.data();
+    args.dt = dt.data();
+    args.decay = decay.data();
+    args.b = b.data();
+    args.c = c.data();
+    args.x = x.data();
+    args.y = y.data();
+    args.dt_stride = args.x_stride = args.y_stride = channels;
+    args.bc_stride = bc_stride();
+    args.d_state = d_state;
+    args.blocks = blocks;
+    args.tokens = tokens;
+    return args;
+  }
+};
+
+// Follows the recurrence in double with a bound on the state's error e beside it:
+//   e <- decay * e + |decay * h| * (relative error of decay) + |dt * B * x| * (relative error of dt
+//   + 2 u) + 2 u |h|
+TEST_P(Kernels, Mamba1Scan) {
+  for (const size_t d_state : Sizes{1, 3, 8, 16, 24, 128}) {
+    for (const size_t tokens : Sizes{1, 2, 7}) {
+      for (const float dt_size : {0.5f, 30.0f, 1e3f}) {
+        SCOPED_TRACE(testing::Message()
+                     << "d_state " << d_state << " tokens " << tokens << " dt " << dt_size);
+        ScanData s(2, d_state, tokens);
+        fill(s.state, -1, 1);
+        for (float& v : s.a) v = -std::exp(uniform(-3, 4));
+        fill(s.d, -1, 1);
+        fill(s.bias, -5, 1);
+        fill(s.dt, -dt_size, dt_size);
+        fill(s.b, -1, 1);
+        fill(s.c, -1, 1);
+        fill(s.x, -3, 3);
+        fill(s.z, -8, 8);
+        const Floats start = s.state;
+        k.mamba1_scan(s.mamba1());
+        for (size_t ch = 0; ch < s.channels; ++ch) {
+          std::vector<double> h(d_state), e(d_state, 0.0);
+          for (size_t n = 0; n < d_state; ++n) h[n] = start[s.at(ch, n)];
+          for (size_t t = 0; t < tokens; ++t) {
+            const double in = double{s.dt[t * s.channels + ch]} + s.bias[ch];
+            const double dt = softplus(in), x = s.x[t * s.channels + ch];
+            // softplus' / softplus <= 1, so a rounding of its input is worth u |in| of the result.
+            const double dt_error = kSoftplus + kU * std::fabs(in);
+            double y = s.d[ch] * x, y_size = std::fabs(y), y_error = 0;
+            for (size_t n = 0; n < d_state; ++n) {
+              const double exponent = dt * s.a[s.at(ch, n)];
+              const double decay = std::exp(exponent);
+              const double decay_error = kExp + std::fabs(exponent) * (dt_error + kU);
+              const double step = dt * s.b[t * s.bc_stride() + n] * x;
+              const double old = h[n];
+              h[n] = decay * old + step;
+              e[n] = decay * e[n] + std::fabs(decay * old) * decay_error +
+                     std::fabs(step) * (dt_error + 2 * kU) +
+                     2 * kU * (std::fabs(decay * old) + std::fabs(step)) +
+                     kTiny * (1 + std::fabs(old));
+              const double term = s.c[t * s.bc_stride() + n] * h[n];
+              y += term;
+              y_size += std::fabs(term);
+              y_error += std::fabs(s.c[t * s.bc_stride() + n]) * e[n];
+            }
+            y_error += (static_cast<double>(d_state) + 2) * kU * y_size;
+            const double gate = silu(s.z[t * s.channels + ch]);
+            ASSERT_LE(std::fabs(s.y[t * s.channels + ch] - y * gate),
+                      std::fabs(gate) * (y_error + (kSilu + kU) * std::fabs(y)) + kTiny)
+                << "token " << t << " channel " << ch;
+          }
+          for (size_t n = 0; n < d_state; ++n)
+            ASSERT_LE(std::fabs(s.state[s.at(ch, n)] - h[n]), e[n]);
+        }
+        // Token by token and block by block, with y in the place of x.
+        Floats state = start, x = s.x;
+        for (size_t block = 0; block < 2; ++block) {
+          for (size_t t = 0; t < tokens; ++t) {
+            Mamba1ScanArgs one = s.mamba1();
+            one.state = state.data() + block * d_state * 16;
+            one.a += block * d_state * 16;
+            one.d += block * 16;
+            one.dt_bias += block * 16;
+            one.dt += t * s.channels + block * 16;
+            one.b += t * s.bc_stride();
+            one.c += t * s.bc_stride();
+            one.x = one.y = x.data() + t * s.channels + block * 16;
+            one.z += t * s.channels + block * 16;
+            one.blocks = one.tokens = 1;
+            k.mamba1_scan(one);
+          }
+        }
+        ASSERT_TRUE(state.same_bits(s.state));
+        ASSERT_TRUE(x.same_bits(s.y));
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, Mamba1ScanForgetsAndKeeps) {
+  // dt so negative that nothing changes; dt so large that nothing is left. No NaN in either.
+  ScanData s(1, 16, 2);
+  fill(s.state, -1, 1);
+  for (float& v : s.a) v = -3;
+  fill(s.x, -3, 3);
+  fill(s.b, -1, 1);
+  fill(s.c, -1, 1);
+  for (size_t i = 0; i < 16; ++i) {
+    s.dt[i] = -1e30f;
+    s.dt[16 + i] = 1e6f;
+    s.z[i] = s.z[16 + i] = 1;
+  }
+  const Floats start = s.state;
+  Mamba1ScanArgs args = s.mamba1();
+  args.tokens = 1;
+  k.mamba1_scan(args);
+  ASSERT_TRUE(s.state.same_bits(start));
+  args.dt += 16;
+  args.x += 16;
+  args.b += s.bc_stride();
+  k.mamba1_scan(args);
+  for (size_t ch = 0; ch < 16; ++ch) {
+    for (size_t n = 0; n < 16; ++n) {
+      EXPECT_EQ(s.state[s.at(ch, n)], 1e6f * s.x[16 + ch] * s.b[s.bc_stride() + n]);
+    }
+  }
+}
+
+TEST_P(Kernels, Mamba2Scan) {
+  for (const size_t d_state : Sizes{1, 3, 8, 16, 24, 64, 128}) {
+    for (const size_t tokens : Sizes{1, 2, 5, 9}) {
+      SCOPED_TRACE(testing::Message() << "d_state " << d_state << " tokens " << tokens);
+      ScanData s(2, d_state, tokens);
+      fill(s.state, -1, 1);
+      fill(s.d, -1, 1);
+      fill(s.dt, 0, 2);
+      fill(s.b, -1, 1);
+      fill(s.c, -1, 1);
+      fill(s.x, -3, 3);
+      const Floats decay = floats(tokens * s.channels, 0, 1);
+      const Floats start = s.state;
+      k.mamba2_scan(s.mamba2(decay));
+      for (size_t ch = 0; ch < s.channels; ++ch) {
+        std::vector<double> h(d_state), e(d_state, 0.0);
+        for (size_t n = 0; n < d_state; ++n) h[n] = start[s.at(ch, n)];
+        for (size_t t = 0; t < tokens; ++t) {
+          const double x = s.x[t * s.channels + ch], dt = s.dt[t * s.channels + ch];
+          double y = s.d[ch] * x, y_size = std::fabs(y), y_error = 0;
+          for (size_t n = 0; n < d_state; ++n) {
+            const double kept = decay[t * s.channels + ch] * h[n],
+                         step = dt * x * s.b[t * s.bc_stride() + n];
+            h[n] = kept + step;
+            e[n] = decay[t * s.channels + ch] * e[n] + 4 * kU * (std::fabs(kept) + std::fabs(step));
+            const double term = s.c[t * s.bc_stride() + n] * h[n];
+            y += term;
+            y_size += std::fabs(term);
+            y_error += std::fabs(s.c[t * s.bc_stride() + n]) * e[n];
+          }
+          ASSERT_LE(std::fabs(s.y[t * s.channels + ch] - y),
+                    y_error + (static_cast<double>(d_state) + 2) * kU * y_size)
+              << "token " << t << " channel " << ch;
+        }
+        for (size_t n = 0; n < d_state; ++n)
+          ASSERT_LE(std::fabs(s.state[s.at(ch, n)] - h[n]), e[n]);
+      }
+      Floats state = start, x = s.x;
+      for (size_t block = 0; block < 2; ++block) {
+        for (size_t t = 0; t < tokens; ++t) {
+          Mamba2ScanArgs one = s.mamba2(decay);
+          one.state = state.data() + block * d_state * 16;
+          one.d += block * 16;
+          one.dt += t * s.channels + block * 16;
+          one.decay += t * s.channels + block * 16;
+          one.b += t * s.bc_stride();
+          one.c += t * s.bc_stride();
+          one.x = one.y = x.data() + t * s.channels + block * 16;
+          one.blocks = one.tokens = 1;
+          k.mamba2_scan(one);
+        }
+      }
+      ASSERT_TRUE(state.same_bits(s.state));
+      ASSERT_TRUE(x.same_bits(s.y));
+    }
+  }
+}
+
+TEST(KernelTables, AreComplete) {
+  for (const KernelTable* t : tables()) {
+    std::printf("table %s\n", t->isa);
+#define ME_KERNEL(Type, name) EXPECT_NE(t->name, nullptr) << t->isa << " " << #name;
+#include "platforms/kernels.inc"
+#undef ME_KERNEL
+  }
+}
+
+}  // namespace
+}  // namespace mamba_edge

@@ -1,0 +1,155 @@
+#include "platforms/os/thread_pool.h"
+
+#include <errno.h>
+#include <gtest/gtest.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "platforms/os/clock.h"
+
+namespace mamba_edge {
+namespace {
+
+// A pool in memory of its own.
+class PoolOwner {
+ public:
+  explicit PoolOwner(int threads) {
+    memory_.resize(ThreadPool::required_bytes(threads) + 64);
+    void* at = memory_.data();
+    size_t space = memory_.size();
+    std::align(64, ThreadPool::required_bytes(threads), at, space);
+    EXPECT_EQ(ThreadPool::create(at, threads, &pool_), 0);
+  }
+  ~PoolOwner() { ThreadPool::destroy(pool_); }
+  PoolOwner(const PoolOwner&) = delete;
+  PoolOwner& operator=(const PoolOwner&) = delete;
+  ThreadPool* operator->() { return pool_; }
+
+  template <typename F>
+  void run(size_t n, F&& f) {
+    pool_->run(
+        n, [](void* context, size_t i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); },
+        &f);
+  }
+
+ private:
+  std::vector<char> memory_;
+  ThreadPool* pool_ = nullptr;
+};
+
+TEST(ThreadPool, RunsEveryPieceOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    PoolOwner pool(threads);
+    EXPECT_EQ(pool->threads(), threads);
+    for (const size_t n : std::initializer_list<size_t>{0, 1, 2, 3, 17, 1000}) {
+      std::vector<int> count(
+          n, 0);  // plain ints: each belongs to one thread, and run() publishes them
+      pool.run(n, [&](size_t i) { ++count[i]; });
+      for (const int c : count) ASSERT_EQ(c, 1);
+    }
+  }
+}
+
+// Jobs in quick succession, so that workers are found spinning, on their way to sleep, and in the
+// middle of claiming; each job reads what the one before wrote on another thread.
+TEST(ThreadPool, PublishesBetweenJobs) {
+  for (const int threads : {2, 4}) {
+    PoolOwner pool(threads);
+    std::vector<uint64_t> a(64, 1), b(64);
+    for (int job = 0; job < 3000; ++job) {
+      pool.run(64, [&](size_t i) { b[i] = a[i] + a[(i + 1) % 64]; });
+      pool.run(64, [&](size_t i) { a[i] = b[i] / 2; });
+      if (job % 500 == 0) usleep(300);  // longer than the workers spin
+    }
+    for (const uint64_t v : a) ASSERT_EQ(v, 1u);
+  }
+}
+
+TEST(ThreadPool, HandsOutPiecesInOrder) {
+  PoolOwner pool(3);
+  for (int job = 0; job < 200; ++job) {
+    std::atomic<size_t> begun{0};
+    std::atomic<size_t> worst{0};
+    pool.run(100, [&](size_t i) {
+      // With three threads, at most two claimed pieces can be overtaken at a time.
+      const size_t order = begun.fetch_add(1);
+      const size_t ahead = i > order ? i - order : 0;
+      size_t seen = worst.load();
+      while (ahead > seen && !worst.compare_exchange_weak(seen, ahead)) {
+      }
+    });
+    ASSERT_LE(worst.load(), 2u);
+  }
+}
+
+TEST(ThreadPool, UsesItsWorkers) {
+  PoolOwner pool(2);
+  // Each of two pieces waits until the other has begun, which takes two threads.
+  std::atomic<int> begun{0};
+  std::set<pthread_t> ids;
+  pthread_t who[2];
+  pool.run(2, [&](size_t i) {
+    who[i] = pthread_self();
+    begun.fetch_add(1);
+    while (begun.load() < 2) std::this_thread::yield();
+  });
+  EXPECT_FALSE(pthread_equal(who[0], who[1]));
+}
+
+TEST(ThreadPool, WaitsForAPieceThatAWorkerHolds) {
+  PoolOwner pool(2);
+  const pthread_t caller = pthread_self();
+  for (int job = 0; job < 5; ++job) {
+    std::atomic<bool> worker_in{false};
+    std::atomic<bool> worker_out{false};
+    pool.run(2, [&](size_t) {
+      if (pthread_equal(pthread_self(), caller) != 0) {
+        while (!worker_in.load()) std::this_thread::yield();
+      } else {
+        worker_in.store(true);
+        usleep(2000);  // the caller has gone to sleep by then
+        worker_out.store(true);
+      }
+    });
+    ASSERT_TRUE(worker_out.load());
+  }
+}
+
+TEST(ThreadPool, StartsAndEndsCleanly) {
+  for (int i = 0; i < 50; ++i) {
+    PoolOwner pool(1 + i % 5);
+    if (i % 3 != 0) {
+      std::atomic<int> n{0};
+      pool.run(10, [&](size_t) { n.fetch_add(1); });
+      ASSERT_EQ(n.load(), 10);
+    }
+    if (i % 7 == 0) usleep(200);
+  }
+}
+
+TEST(ThreadPool, RefusesNonsense) {
+  alignas(64) char memory[4096];
+  ThreadPool* pool = reinterpret_cast<ThreadPool*>(memory);
+  EXPECT_EQ(ThreadPool::create(memory, 0, &pool), EINVAL);
+  EXPECT_EQ(pool, nullptr);
+  EXPECT_EQ(ThreadPool::create(memory, -3, &pool), EINVAL);
+  EXPECT_EQ(ThreadPool::create(memory, 1 << 20, &pool), EINVAL);
+  ThreadPool::destroy(nullptr);
+}
+
+TEST(Clock, DoesNotGoBack) {
+  const uint64_t a = monotonic_ns();
+  usleep(1000);
+  const uint64_t b = monotonic_ns();
+  EXPECT_GE(b - a, 1000000u);
+}
+
+}  // namespace
+}  // namespace mamba_edge
