@@ -6,6 +6,8 @@ set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_LIBRARY_ARCHITECTURE aarch64-linux-gnu)
 
-# Programs for the tests run in the emulator. -L: where the loader and libstdc++ of the cross compiler lie. The CPU is
-# qemu's "max" unless the environment says otherwise: QEMU_CPU=cortex-a53 ctest --preset linux-arm64
-set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64-static -L /usr/aarch64-linux-gnu)
+# Tests and tools run in the emulator, with the loader and the C library that the arm64 packages put under /lib. (Not with
+# -L /usr/aarch64-linux-gnu: the cross compiler's loader would then load the C library of the arm64 packages, and two
+# versions of the pair hang in pthread_create.) The CPU is qemu's "max" unless the environment says otherwise:
+#   QEMU_CPU=cortex-a53 ctest --preset linux-arm64
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64-static)
