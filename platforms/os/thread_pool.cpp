@@ -44,10 +44,10 @@ bool spin(uint64_t ns, const Ready& ready) {
 
 }  // namespace
 
-// `ticket` is the job's number in the high half and its next unclaimed piece in the low half. A
-// thread reads the ticket, the job's fields, and claims a piece by a compare-exchange of the whole
-// ticket: that it succeeds proves that the job was still open, hence that the fields were the job's
-// own.
+// `ticket` is the job's number in the high half and, in the low half, how many of its pieces are
+// unclaimed. A thread reads the ticket, then the job's fields, and claims a piece by a
+// compare-exchange of the whole ticket. The fields change only while the ticket says 0, and it
+// never comes back to an earlier value, so a success proves that they were the job's own.
 struct Pool final {
   alignas(kLine) std::atomic<uint64_t> ticket{0};
   std::atomic<uint32_t> pieces{0};
@@ -71,25 +71,24 @@ struct Pool final {
   static const Pool* of(const ThreadPool* pool) { return reinterpret_cast<const Pool*>(pool); }
 
   bool has_work() const {
-    const uint64_t now = ticket.load(std::memory_order_acquire);
-    return static_cast<uint32_t>(now) < pieces.load(std::memory_order_relaxed);
+    return static_cast<uint32_t>(ticket.load(std::memory_order_acquire)) != 0;
   }
 
   // Does one piece of the current job. False if there is none to claim.
-  bool work_once(uint32_t* n_done) {
+  bool work_once() {
     uint64_t now = ticket.load(std::memory_order_acquire);
     for (;;) {
+      const uint32_t left = static_cast<uint32_t>(now);
+      if (left == 0) return false;
       const uint32_t n = pieces.load(std::memory_order_relaxed);
       const ThreadPool::Task call = task.load(std::memory_order_relaxed);
       void* argument = context.load(std::memory_order_relaxed);
-      const uint32_t index = static_cast<uint32_t>(now);
-      if (index >= n) return false;
-      if (ticket.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel,
+      if (ticket.compare_exchange_weak(now, now - 1, std::memory_order_acq_rel,
                                        std::memory_order_acquire)) {
-        call(argument, index);
+        call(argument, n - left);
         // Sequentially consistent with caller_sleeps: either the caller sees this piece, or we see
         // that it sleeps.
-        *n_done = done.fetch_add(1, std::memory_order_seq_cst) + 1;
+        done.fetch_add(1, std::memory_order_seq_cst);
         return true;
       }
     }
@@ -97,9 +96,7 @@ struct Pool final {
 
   void work_until_done() {
     for (;;) {
-      uint32_t n_done = 0;
-      while (work_once(&n_done)) {
-        // `pieces` may belong to the next job by now; a needless wake-up is harmless.
+      while (work_once()) {
         if (caller_sleeps.load(std::memory_order_seq_cst) != 0) {
           pthread_mutex_lock(&lock);
           pthread_cond_signal(&finished);
@@ -123,8 +120,7 @@ struct Pool final {
 
   // As has_work, ordered after this thread's entry in `sleepers`.
   bool has_work_now() const {
-    const uint64_t now = ticket.load(std::memory_order_seq_cst);
-    return static_cast<uint32_t>(now) < pieces.load(std::memory_order_relaxed);
+    return static_cast<uint32_t>(ticket.load(std::memory_order_seq_cst)) != 0;
   }
 
   void run(uint32_t n, ThreadPool::Task call, void* argument) {
@@ -135,7 +131,7 @@ struct Pool final {
     context.store(argument, std::memory_order_relaxed);
     // Sequentially consistent with `sleepers`: either a worker on its way to sleep sees the job, or
     // we see the worker.
-    ticket.store(job << 32, std::memory_order_seq_cst);
+    ticket.store(job << 32 | n, std::memory_order_seq_cst);
     if (sleepers.load(std::memory_order_seq_cst) != 0) {
       pthread_mutex_lock(&lock);
       if (n > 2) {
@@ -145,8 +141,7 @@ struct Pool final {
       }
       pthread_mutex_unlock(&lock);
     }
-    uint32_t ignored = 0;
-    while (work_once(&ignored)) {
+    while (work_once()) {
     }
     if (spin(kCallerSpinNs, [this, n] { return done.load(std::memory_order_acquire) == n; }))
       return;
