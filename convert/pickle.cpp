@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <map>
 #include <unordered_map>
 
 #include "convert/error.h"
+#include "convert/torch_globals.h"
 
 namespace mamba_edge::convert {
 namespace {
@@ -14,74 +14,15 @@ namespace {
 using Kind = PickleValue::Kind;
 
 constexpr uint64_t kMaxPickleBytes = uint64_t{64} << 20;
-constexpr size_t kMaxValues = size_t{4} << 20;
+constexpr size_t kMaxValues = size_t{1} << 20;
 constexpr size_t kMaxMarks = size_t{1} << 20;
-constexpr size_t kMaxTensors = size_t{256} << 10;
+constexpr size_t kMaxTensors = size_t{64} << 10;
 constexpr size_t kMaxArguments = 16;
 constexpr size_t kMaxKeyBytes = 256;
-constexpr size_t kMaxCopiedItems = size_t{16} << 20;
+constexpr size_t kMaxCopiedItems = size_t{2} << 20;
 constexpr size_t kMaxDimensions = 64;  // torch's own limit
 constexpr size_t kMaxShownBytes = 120;
 constexpr int kNewestProtocol = 5;
-
-struct NamedType {
-  std::string_view global;
-  ElementType type;
-};
-
-constexpr NamedType kStorageTypes[] = {
-    {"torch.FloatStorage", {"float32", 32, true, DType::f32}},
-    {"torch.HalfStorage", {"float16", 16, true, DType::f16}},
-    {"torch.BFloat16Storage", {"bfloat16", 16, true, DType::bf16}},
-    {"torch.DoubleStorage", {"float64", 64, true, DType::f64}},
-    {"torch.LongStorage", {"int64", 64}},
-    {"torch.IntStorage", {"int32", 32}},
-    {"torch.ShortStorage", {"int16", 16}},
-    {"torch.CharStorage", {"int8", 8}},
-    {"torch.ByteStorage", {"uint8", 8}},
-    {"torch.BoolStorage", {"bool", 8}},
-    {"torch.ComplexFloatStorage", {"complex64", 64}},
-    {"torch.ComplexDoubleStorage", {"complex128", 128}},
-    {"torch.UntypedStorage", {"bytes", 8}},
-    {"torch.storage.UntypedStorage", {"bytes", 8}},
-    {"torch.storage._UntypedStorage", {"bytes", 8}},
-};
-
-// What _rebuild_tensor_v3 names beside an untyped storage.
-constexpr NamedType kDtypes[] = {
-    {"torch.float32", {"float32", 32, true, DType::f32}},
-    {"torch.float16", {"float16", 16, true, DType::f16}},
-    {"torch.bfloat16", {"bfloat16", 16, true, DType::bf16}},
-    {"torch.float64", {"float64", 64, true, DType::f64}},
-    {"torch.uint16", {"uint16", 16}},
-    {"torch.uint32", {"uint32", 32}},
-    {"torch.uint64", {"uint64", 64}},
-    {"torch.float8_e4m3fn", {"float8_e4m3fn", 8}},
-    {"torch.float8_e5m2", {"float8_e5m2", 8}},
-    {"torch.float8_e4m3fnuz", {"float8_e4m3fnuz", 8}},
-    {"torch.float8_e5m2fnuz", {"float8_e5m2fnuz", 8}},
-    {"torch.float8_e8m0fnu", {"float8_e8m0fnu", 8}},
-};
-
-constexpr std::string_view kCallables[] = {
-    "collections.OrderedDict",         "torch.Size",
-    "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
-    "torch._utils._rebuild_tensor",    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-};
-
-template <size_t N>
-const ElementType* find_type(const NamedType (&types)[N], std::string_view global) {
-  for (const NamedType& type : types) {
-    if (type.global == global) return &type.type;
-  }
-  return nullptr;
-}
-
-bool is_known_global(std::string_view global) {
-  return find_type(kStorageTypes, global) != nullptr || find_type(kDtypes, global) != nullptr ||
-         std::find(std::begin(kCallables), std::end(kCallables), global) != std::end(kCallables);
-}
 
 // `text` from a file, cut and made safe to print.
 std::string shown(std::string_view text) {
@@ -504,7 +445,7 @@ void Interpreter::persistent() {
       value(parts[2]).kind != Kind::text || value(parts[2]).text.size() > kMaxKeyBytes) {
     throw fail("has a storage without type, key, location and size");
   }
-  const ElementType* type = find_type(kStorageTypes, value(parts[1]).text);
+  const ElementType* type = find_storage_type(value(parts[1]).text);
   if (type == nullptr) throw fail("has a storage of type " + shown(value(parts[1]).text));
   PickleStorage storage;
   storage.type = *type;
@@ -584,7 +525,7 @@ void Interpreter::rebuild_tensor(std::string_view callable, const Values& argume
   const PickleStorage& storage = pickle_.storages[tensor.storage];
   tensor.type = storage.type;
   if (v3) {
-    const ElementType* type = find_type(kDtypes, value(arguments[6]).text);
+    const ElementType* type = find_dtype(value(arguments[6]).text);
     if (value(arguments[6]).kind != Kind::global || type == nullptr) {
       throw fail("calls " + std::string(callable) + " without a known dtype");
     }
@@ -639,14 +580,6 @@ void Interpreter::build() {
   if (value(top()).kind != Kind::dict) throw fail("sets the state of something that is not a dict");
 }
 
-const PickleValue* tensor_dict(const Pickle& pickle, const PickleValue* dict) {
-  if (dict == nullptr || dict->kind != Kind::dict) return nullptr;
-  for (size_t i = 1; i < dict->items.size(); i += 2) {
-    if (pickle.at(dict->items[i]).kind == Kind::tensor) return dict;
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 Pickle read_pickle(const File& file, uint64_t begin, uint64_t end) {
@@ -659,44 +592,6 @@ const PickleValue* find_key(const Pickle& pickle, const PickleValue& dict, std::
     if (name.kind == Kind::text && name.text == key) return &pickle.at(dict.items[2 * i + 1]);
   }
   return nullptr;
-}
-
-StateDict find_state_dict(const File& file, const Pickle& pickle) {
-  const PickleValue& root = pickle.at(pickle.root);
-  if (root.kind != Kind::dict) {
-    throw Error(file.name() + ": holds something that is not a dict of tensors");
-  }
-  const PickleValue* dict = tensor_dict(pickle, &root);
-  for (const char* key : {"state_dict", "model_state_dict", "model"}) {
-    if (dict == nullptr) dict = tensor_dict(pickle, find_key(pickle, root, key));
-  }
-  if (dict == nullptr) {
-    throw Error(file.name() +
-                ": has no tensors at top level, nor under state_dict, model_state_dict or model");
-  }
-  std::map<std::string, const PickleTensor*> named;
-  for (size_t i = 0; i < dict->items.size(); i += 2) {
-    const PickleValue& key = pickle.at(dict->items[i]);
-    const PickleValue& entry = pickle.at(dict->items[i + 1]);
-    if (entry.kind != Kind::tensor) continue;
-    if (key.kind != Kind::text) throw Error(file.name() + ": has a tensor whose name is not text");
-    named[key.text] = &pickle.tensors[static_cast<size_t>(entry.integer)];
-  }
-  StateDict state;
-  for (const auto& [name, tensor] : named) {
-    TensorInfo info;
-    info.name = name;
-    info.dtype_name = std::string(tensor->type.name);
-    info.dtype = tensor->type.dtype;
-    info.readable_as_float = tensor->type.readable;
-    info.shape = tensor->shape;
-    info.strides = tensor->strides;
-    info.file = file.name();
-    info.begin = tensor->begin;
-    state.tensors.push_back(std::move(info));
-    state.storages.push_back(tensor->storage);
-  }
-  return state;
 }
 
 }  // namespace mamba_edge::convert

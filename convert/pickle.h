@@ -73,21 +73,11 @@ struct Pickle {
 };
 
 // Runs the pickle that begins at byte `begin` of the file and must stop before byte `end`. Throws
-// Error when it is cut off, asks for anything that is not on the lists, or exceeds 64 MiB, 4
-// million values or 1 million marks.
+// Error when it is cut off, asks for anything that is not on the lists, or exceeds 64 MiB, a
+// million values, a million marks or 65536 tensors.
 Pickle read_pickle(const File& file, uint64_t begin, uint64_t end);
 
 // The value of text key `key` in a dict, null where absent.
 const PickleValue* find_key(const Pickle& pickle, const PickleValue& dict, std::string_view key);
-
-// The tensors of a state dict: the root itself where it holds tensors, otherwise the dict under
-// "state_dict", "model_state_dict" or "model", in this order. Values that are not tensors are
-// ignored. Tensors are named and have `begin` = the byte offset inside their storage; `storages`
-// [tensors.size()] says which one. Throws Error when there is no such dict.
-struct StateDict {
-  std::vector<TensorInfo> tensors;
-  std::vector<uint32_t> storages;
-};
-StateDict find_state_dict(const File& file, const Pickle& pickle);
 
 }  // namespace mamba_edge::convert

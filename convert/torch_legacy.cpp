@@ -6,6 +6,7 @@
 
 #include "convert/error.h"
 #include "convert/pickle.h"
+#include "convert/state_dict.h"
 
 namespace mamba_edge::convert {
 namespace {
