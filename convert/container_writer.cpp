@@ -55,8 +55,8 @@ Compressed compress_frame(std::span<const uint8_t> raw, int level) {
   Compressed result;
   result.raw_bytes = static_cast<uint32_t>(raw.size());
   result.frame.resize(ZSTD_compressBound(raw.size()));
-  const size_t n =
-      ZSTD_compress2(context.get(), result.frame.data(), result.frame.size(), raw.data(), raw.size());
+  const size_t n = ZSTD_compress2(context.get(), result.frame.data(), result.frame.size(),
+                                  raw.data(), raw.size());
   if (ZSTD_isError(n)) throw Error(std::string("zstd: ") + ZSTD_getErrorName(n));
   result.frame.resize(n);
   return result;
@@ -75,10 +75,13 @@ void ContainerWriter::fail(const char* what, int error) const {
   throw Error(path_.string() + ": cannot " + what + ": " + std::strerror(error));
 }
 
-// A file without a name vanishes with the process that wrote it. Where the file system cannot do that, the file gets a
-// temporary name beside its own.
+// A file without a name vanishes with the process that wrote it. Where the file system cannot do
+// that, the file gets a temporary name beside its own.
 void ContainerWriter::open_temporary() {
   if (std::filesystem::is_directory(path_)) fail("write", EISDIR);
+  if (std::filesystem::exists(path_) && !std::filesystem::is_regular_file(path_)) {
+    throw Error(path_.string() + ": cannot write: it is not a regular file");
+  }
   std::filesystem::path folder = path_.parent_path();
   if (folder.empty()) folder = ".";
   if (!std::filesystem::is_directory(folder)) {
@@ -87,7 +90,8 @@ void ContainerWriter::open_temporary() {
 #ifdef O_TMPFILE
   descriptor_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0644);
   if (descriptor_ >= 0) return;
-  if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL) fail("write", errno);
+  if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL)
+    fail("write", errno);
 #endif
   temporary_ = path_;
   temporary_ += ".partial-" + std::to_string(::getpid());
@@ -109,7 +113,8 @@ void ContainerWriter::forget() {
 void ContainerWriter::publish() {
   if (::fsync(descriptor_) != 0) fail("sync", errno);
   if (temporary_.empty()) {
-    // A file without a name can only be linked to a name that is free; rename then replaces the old file at once.
+    // A file without a name can only be linked to a name that is free; rename then replaces the old
+    // file at once.
     std::filesystem::path name = path_;
     name += ".partial-" + std::to_string(::getpid());
     const std::string self = "/proc/self/fd/" + std::to_string(descriptor_);
@@ -152,8 +157,8 @@ void ContainerWriter::write(const void* bytes, size_t n) {
   offset_ += n;
 }
 
-// Starts a blob. A raw one is the content of a skippable frame, whose size must be known first, padded in front so that the
-// bytes are aligned.
+// Starts a blob. A raw one is the content of a skippable frame, whose size must be known first,
+// padded in front so that the bytes are aligned.
 void ContainerWriter::begin_blob(Blob* blob, bool raw, uint64_t raw_bytes) {
   blob->first_frame = static_cast<uint32_t>(frames_.size());
   blob->encoding = raw ? Encoding::raw : Encoding::zstd;
@@ -190,8 +195,8 @@ void ContainerWriter::add_section(const char* id, bool required, std::span<const
   sections_.push_back(std::move(entry));
 }
 
-void ContainerWriter::begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape,
-                                   uint32_t logical_cols, float scale) {
+void ContainerWriter::begin_tensor(const std::string& name, bool is_matrix,
+                                   const MatrixShape& shape, uint32_t logical_cols, float scale) {
   Entry entry;
   entry.name = name;
   entry.is_matrix = is_matrix;
@@ -225,8 +230,10 @@ uint64_t ContainerWriter::end_tensor() {
 uint64_t ContainerWriter::finish() {
   Bytes names, directory;
   for (const Entry& t : tensors_) names.put(t.name);
-  directory.put(static_cast<uint32_t>(sections_.size())).put(static_cast<uint32_t>(tensors_.size()));
-  directory.put(static_cast<uint32_t>(frames_.size())).put(static_cast<uint32_t>(names.data().size()));
+  directory.put(static_cast<uint32_t>(sections_.size()))
+      .put(static_cast<uint32_t>(tensors_.size()));
+  directory.put(static_cast<uint32_t>(frames_.size()))
+      .put(static_cast<uint32_t>(names.data().size()));
   for (const Entry& s : sections_) {
     directory.put(s.name).put(s.required ? kSectionRequired : 0u);
     directory.put_blob(s.blob);
@@ -234,8 +241,15 @@ uint64_t ContainerWriter::finish() {
   uint32_t name_offset = 0;
   for (const Entry& t : tensors_) {
     const auto name_bytes = static_cast<uint32_t>(t.name.size());
-    directory.put(name_offset).put(name_bytes).put(uint32_t{t.is_matrix}).put(static_cast<uint32_t>(t.shape.type));
-    directory.put(t.shape.rows).put(t.logical_cols).put(t.shape.cols).put(t.shape.group).put(t.scale);
+    directory.put(name_offset)
+        .put(name_bytes)
+        .put(uint32_t{t.is_matrix})
+        .put(static_cast<uint32_t>(t.shape.type));
+    directory.put(t.shape.rows)
+        .put(t.logical_cols)
+        .put(t.shape.cols)
+        .put(t.shape.group)
+        .put(t.scale);
     directory.put(uint32_t{0});
     directory.put_blob(t.blob);
     name_offset += name_bytes;
@@ -257,7 +271,9 @@ uint64_t ContainerWriter::finish() {
   Bytes header;
   header.put(kSkippableMagic).put(static_cast<uint32_t>(kHeaderBytes - kFrameHeaderBytes));
   header.put(std::string(kMagic, sizeof kMagic)).put(kVersion).put(uint32_t{0});
-  header.put(directory_offset).put(static_cast<uint64_t>(d.size() + n.size())).put(checksum.digest());
+  header.put(directory_offset)
+      .put(static_cast<uint64_t>(d.size() + n.size()))
+      .put(checksum.digest());
   header.put(offset_);
   while (header.data().size() < kHeaderBytes - 8) header.put(uint8_t{0});
   header.put(xxh64(header.data().data(), header.data().size()));

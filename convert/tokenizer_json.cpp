@@ -995,6 +995,7 @@ class Compiler {
   void post_processor(const json& node) {
     std::vector<json> steps;
     flatten(node, "processors", "post_processor", &steps);
+    bool adds = false;
     for (const json& step : steps) {
       const json& type = step["type"];
       std::vector<uint32_t> before, after;
@@ -1007,6 +1008,10 @@ class Compiler {
       } else {
         refuse("post_processor", step);
       }
+      // The library gives a second one the pieces that the first one made, as if they were several
+      // texts.
+      if (adds) refuse("a second post_processor that adds tokens,", step);
+      adds = true;
       prefix_.insert(prefix_.begin(), before.begin(), before.end());
       suffix_.insert(suffix_.end(), after.begin(), after.end());
     }
@@ -1131,7 +1136,7 @@ class Compiler {
         unknown_ != kNone && tokens_[unknown_]->size() >= 3 &&
         tokens_[unknown_]->substr(tokens_[unknown_]->size() - 3) == kWordMark;
     if (!byte_level_ && !ignore_merges_ && !merges_cross_marks_ && !unknown_ends_with_mark &&
-        vocab_.count(kWordMark) > 0) {
+        nothing_is_dropped() && vocab_.count(kWordMark) > 0) {
       header_flags |= kFlagWordsStartWithMark;
     }
     const std::vector<uint32_t> header = {
@@ -1148,6 +1153,16 @@ class Compiler {
     std::vector<uint8_t> out = blob_.finish(header);
     mark_whole_tokens(&out);
     return out;
+  }
+
+  // Whether each character gives a symbol, so that marks which are apart in the text stay apart.
+  bool nothing_is_dropped() const {
+    if (unknown_ != kNone) return true;
+    static constexpr char kHex[] = "0123456789ABCDEF";
+    for (size_t b = 0; b < 256 && byte_fallback_; ++b) {
+      if (vocab_.count(std::string("<0x") + kHex[b / 16] + kHex[b % 16] + '>') == 0) return false;
+    }
+    return byte_fallback_;
   }
 
   static bool is_byte_token(const std::string& text) {

@@ -11,6 +11,7 @@
 #include "platforms/os/memory.h"
 
 using mamba_edge::Model;
+using mamba_edge::Sampler;
 using mamba_edge::Session;
 using mamba_edge::SessionOptions;
 using mamba_edge::Status;
@@ -261,6 +262,85 @@ mamba_edge_status mamba_edge_state_export(const mamba_edge_session* session, int
   }
   of(session)->export_state(static_cast<uint32_t>(layer), conv, n_conv, ssm, n_ssm);
   return report({}, error);
+}
+
+mamba_edge_status mamba_edge_tokenize(const mamba_edge_model* model, const char* text, size_t length,
+                                      unsigned flags, int32_t* ids, size_t capacity, size_t* n,
+                                      mamba_edge_error* error) {
+  if (model == nullptr) return null_argument("model", error);
+  if (n == nullptr) return null_argument("n", error);
+  if (text == nullptr && length > 0) return null_argument("text", error);
+  if (ids == nullptr && capacity > 0) return null_argument("ids", error);
+  const Model& m = of(model);
+  Status status = need_tokenizer(m);
+  if (!status.ok()) return report(status, error);
+  const size_t scratch_bytes = m.tokenizer.scratch_bytes(length);
+  void* scratch = std::malloc(scratch_bytes);
+  if (scratch == nullptr) {
+    return report(Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "no memory to tokenize %zu bytes of text", length), error);
+  }
+  status = m.tokenizer.encode({text, length}, flags, {static_cast<std::byte*>(scratch), scratch_bytes}, ids, capacity,
+                              n);
+  std::free(scratch);
+  return report(status, error);
+}
+
+size_t mamba_edge_max_piece_bytes(const mamba_edge_model* model) {
+  return of(model).has_tokenizer ? of(model).tokenizer.max_piece_bytes() : 0;
+}
+
+mamba_edge_status mamba_edge_decoder_init(mamba_edge_decoder* decoder, const mamba_edge_model* model, unsigned flags,
+                                          mamba_edge_error* error) {
+  if (decoder == nullptr) return null_argument("decoder", error);
+  if (model == nullptr) return null_argument("model", error);
+  Status status = need_tokenizer(of(model));
+  if (status.ok()) status = of(model).tokenizer.decoder_init(decoder, flags);
+  decoder->model = status.ok() ? model : nullptr;
+  return report(status, error);
+}
+
+mamba_edge_status mamba_edge_decode(mamba_edge_decoder* decoder, int32_t token, char* text, size_t capacity,
+                                    size_t* n, mamba_edge_error* error) {
+  if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
+  if (n == nullptr) return null_argument("n", error);
+  return report(of(decoder->model).tokenizer.decode(decoder, token, text, capacity, n), error);
+}
+
+mamba_edge_status mamba_edge_decode_finish(mamba_edge_decoder* decoder, char* text, size_t capacity, size_t* n,
+                                           mamba_edge_error* error) {
+  if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
+  if (n == nullptr) return null_argument("n", error);
+  return report(of(decoder->model).tokenizer.decode_finish(decoder, text, capacity, n), error);
+}
+
+size_t mamba_edge_sampler_required_bytes(const mamba_edge_model* model, const mamba_edge_sampler_options* options) {
+  if (model == nullptr || options == nullptr || !Sampler::check(*options).ok()) return 0;
+  return Sampler::required_bytes(static_cast<int32_t>(of(model).config.n_vocab_used), *options);
+}
+
+mamba_edge_status mamba_edge_sampler_init(const mamba_edge_model* model, const mamba_edge_sampler_options* options,
+                                          void* memory, size_t bytes, mamba_edge_sampler** sampler,
+                                          mamba_edge_error* error) {
+  if (model == nullptr) return null_argument("model", error);
+  if (options == nullptr) return null_argument("options", error);
+  if (memory == nullptr) return null_argument("memory", error);
+  if (sampler == nullptr) return null_argument("sampler", error);
+  *sampler = nullptr;
+  Status status = Sampler::check(*options);
+  if (!status.ok()) return report(status, error);
+  Sampler* result = nullptr;
+  status = Sampler::init(*options, static_cast<int32_t>(of(model).config.n_vocab_used),
+                         {static_cast<std::byte*>(memory), bytes}, &result);
+  if (status.ok()) *sampler = reinterpret_cast<mamba_edge_sampler*>(result);
+  return report(status, error);
+}
+
+void mamba_edge_sampler_accept(mamba_edge_sampler* sampler, int32_t token) {
+  reinterpret_cast<Sampler*>(sampler)->accept(token);
+}
+
+int32_t mamba_edge_sample(mamba_edge_sampler* sampler, const float* logits) {
+  return reinterpret_cast<Sampler*>(sampler)->sample(logits);
 }
 
 }  // extern "C"

@@ -211,7 +211,7 @@ typedef struct mamba_edge_sampler_options {
 
 typedef struct mamba_edge_sampler mamba_edge_sampler;
 
-/* Bytes that a sampler needs, and a sampler made inside `memory` (8-byte aligned). No destroy is needed. */
+/* Bytes that a sampler needs (0 for options that mamba_edge_sampler_init refuses), and a sampler made inside `memory` (8-byte aligned). No destroy is needed. */
 MAMBA_EDGE_API size_t mamba_edge_sampler_required_bytes(const mamba_edge_model* model,
                                                         const mamba_edge_sampler_options* options);
 MAMBA_EDGE_API mamba_edge_status mamba_edge_sampler_init(const mamba_edge_model* model,

@@ -14,6 +14,23 @@ constexpr uint32_t kHangulS = 0xAC00, kHangulL = 0x1100, kHangulV = 0x1161, kHan
 constexpr uint32_t kHangulLCount = 19, kHangulVCount = 21, kHangulTCount = 28;
 constexpr uint32_t kHangulSCount = kHangulLCount * kHangulVCount * kHangulTCount;
 
+// Where the punctuation of the Rust library (crate unicode_categories 0.1.1, of about Unicode 8)
+// and \p{P} of our tables differ, found by asking the library about every code point: punctuation
+// that came later, and two characters that were punctuation then.
+struct Range {
+  uint32_t first, last;
+};
+constexpr Range kOtherPunctuation[] = {
+    {0x61D, 0x61D},     {0x9FD, 0x9FD},     {0xA76, 0xA76},     {0xC77, 0xC77},
+    {0xC84, 0xC84},     {0x166D, 0x166D},   {0x1B7D, 0x1B7E},   {0x2E43, 0x2E4F},
+    {0x2E52, 0x2E5D},   {0x10EAD, 0x10EAD}, {0x10F55, 0x10F59}, {0x10F86, 0x10F89},
+    {0x111C9, 0x111C9}, {0x1144B, 0x1144F}, {0x1145A, 0x1145B}, {0x1145D, 0x1145D},
+    {0x11660, 0x1166C}, {0x116B9, 0x116B9}, {0x1183B, 0x1183B}, {0x11944, 0x11946},
+    {0x119E2, 0x119E2}, {0x11A3F, 0x11A46}, {0x11A9A, 0x11A9C}, {0x11A9E, 0x11AA2},
+    {0x11B00, 0x11B09}, {0x11C41, 0x11C45}, {0x11C70, 0x11C71}, {0x11EF7, 0x11EF8},
+    {0x11F43, 0x11F4F}, {0x11FFF, 0x11FFF}, {0x12FF1, 0x12FF2}, {0x16E97, 0x16E9A},
+    {0x16FE2, 0x16FE2}, {0x1E95E, 0x1E95F}};
+
 // The index of `value` in a sorted array, or `n`.
 size_t find_sorted(const uint32_t* sorted, size_t n, uint32_t value) {
   const uint32_t* const at = std::lower_bound(sorted, sorted + n, value);
@@ -108,7 +125,12 @@ bool is_punctuation(uint32_t code) {
     return (code >= '!' && code <= '/') || (code >= ':' && code <= '@') ||
            (code >= '[' && code <= '`') || (code >= '{' && code <= '~');
   }
-  return (category_mask(unicode_properties(code)) & kMaskP) != 0;
+  const bool punctuation = (category_mask(unicode_properties(code)) & kMaskP) != 0;
+  if (code < kOtherPunctuation[0].first) return punctuation;
+  const Range* const at =
+      std::lower_bound(std::begin(kOtherPunctuation), std::end(kOtherPunctuation), code,
+                       [](const Range& range, uint32_t c) { return range.last < c; });
+  return punctuation != (at != std::end(kOtherPunctuation) && code >= at->first);
 }
 
 uint8_t combining_class(uint32_t code) {

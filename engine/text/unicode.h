@@ -49,7 +49,8 @@ inline bool is_letter(uint32_t code) {
 inline bool is_number(uint32_t code) {
   return (category_mask(unicode_properties(code)) & kMaskN) != 0;
 }
-// \p{P} and the ASCII characters that C's ispunct accepts ("$+<=>^`|~" are symbols in Unicode).
+// Punctuation as the pre-tokenizer of that name has it: \p{P} of Unicode 8, and the ASCII
+// characters that C's ispunct accepts ("$+<=>^`|~" are symbols in Unicode).
 bool is_punctuation(uint32_t code);
 
 // Canonical combining class.

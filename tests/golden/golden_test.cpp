@@ -1,0 +1,315 @@
+// Every reference model, through the real converter and engine, against numbers that other implementations computed
+// (tests/data/golden/README.md says which). Runs over the folders in the tree and, where it exists, the larger set beside it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "convert/error.h"
+#include "convert/pipeline.h"
+#include "tests/golden/temporary_folder.h"
+#include "tools/common.h"
+
+namespace mamba_edge {
+namespace {
+
+namespace fs = std::filesystem;
+using tools::EngineOptions;
+using tools::Model;
+using tools::Session;
+
+struct Floats {
+  std::vector<uint64_t> shape;
+  std::vector<float> values;
+};
+
+Floats read_floats(const fs::path& path) {
+  const tools::NpyArray array = tools::read_npy(path.string());
+  EXPECT_EQ(array.dtype, "<f4") << path;
+  Floats result{array.shape, std::vector<float>(array.data.size() / 4)};
+  std::memcpy(result.values.data(), array.data.data(), array.data.size());
+  return result;
+}
+
+std::vector<int32_t> read_ids(const fs::path& path) {
+  const std::vector<int64_t> wide = tools::read_npy_ids(path.string());
+  return {wide.begin(), wide.end()};
+}
+
+// Folders with a checkpoint and expected numbers; GGUF and Mamba-3 are not converted yet.
+std::vector<fs::path> cases() {
+  std::vector<fs::path> found;
+  for (const char* root : {MAMBA_EDGE_SOURCE_DIR "/tests/data/golden", MAMBA_EDGE_SHARED_DIR "/golden"}) {
+    if (!fs::is_directory(root)) continue;
+    for (const auto& entry : fs::directory_iterator(root)) {
+      const std::string name = entry.path().filename().string();
+      const bool later = name.rfind("gguf-", 0) == 0 || name.rfind("mamba3-", 0) == 0;
+      const bool known = std::any_of(found.begin(), found.end(),
+                                     [&](const fs::path& p) { return p.filename() == entry.path().filename(); });
+      if (fs::is_directory(entry.path() / "expect") && !later && !known && name != "mamba2-ss-dssm") {
+        found.push_back(entry.path());
+      }
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+// A converted model, gone with the object.
+struct Converted {
+  explicit Converted(const fs::path& folder, WeightType type, bool gated_norm_whole = false, bool store = false) {
+    convert::Options o;
+    o.input = folder;
+    o.output = temporary.path / "model.mamba";
+    o.type = type;
+    o.gated_norm_whole = gated_norm_whole;
+    o.store = store;
+    o.threads = 2;
+    report = convert::convert_checkpoint(o);
+    engine.model = o.output.string();
+    engine.threads = 1;
+    model.emplace(engine);
+  }
+  TemporaryFolder temporary;
+  convert::Report report;
+  EngineOptions engine;
+  std::optional<Model> model;
+};
+
+// float [tokens, n_vocab], through prefill in chunks.
+std::vector<float> all_logits(const Model& model, EngineOptions options, int chunk, const std::vector<int32_t>& tokens,
+                              std::optional<Session>* keep = nullptr) {
+  options.chunk = chunk;
+  std::optional<Session> session(std::in_place, model, options);
+  std::vector<float> logits(tokens.size() * static_cast<size_t>(model.info().n_vocab));
+  session->prefill(tokens.data(), tokens.size(), logits.data());
+  if (keep != nullptr) keep->swap(session);
+  return logits;
+}
+
+// Largest error of any row, over the largest magnitude in that row.
+double worst_row(const std::vector<float>& got, const Floats& expected) {
+  const size_t n = expected.shape.back(), rows = expected.values.size() / n;
+  EXPECT_EQ(got.size(), expected.values.size());
+  double worst = 0;
+  for (size_t r = 0; r < rows; ++r) {
+    double error = 0, largest = 0;
+    for (size_t i = r * n; i < (r + 1) * n; ++i) {
+      largest = std::max(largest, std::fabs(double{expected.values[i]}));
+      const double e = std::fabs(double{got[i]} - double{expected.values[i]});
+      error = std::max(error, std::isnan(e) ? INFINITY : e);
+    }
+    worst = std::max(worst, error / largest);
+  }
+  return worst;
+}
+
+size_t arg_max(const float* row, size_t n) { return static_cast<size_t>(std::max_element(row, row + n) - row); }
+
+std::vector<int32_t> greedy(Session& session, size_t n, size_t vocab) {
+  std::vector<int32_t> ids;
+  for (size_t i = 0; i < n; ++i) {
+    ids.push_back(static_cast<int32_t>(arg_max(session.logits(), vocab)));
+    session.step(ids.back());
+  }
+  return ids;
+}
+
+class Golden : public testing::TestWithParam<fs::path> {};
+
+// 1e-4 of the row's largest magnitude: float32 rounding alone, in another order of summation, moves these logits by up to
+// 1.7e-4 absolute at magnitudes of 5 to 16 (source.txt of each case), which is 1e-5 to 3e-5 of the row.
+TEST_P(Golden, Float32) {
+  const Converted c(GetParam(), WeightType::f32);
+  const fs::path expect = GetParam() / "expect";
+  const std::vector<int32_t> tokens = read_ids(expect / "tokens.npy");
+  const Floats logits = read_floats(expect / "logits.npy");
+  std::optional<Session> session;
+  const std::vector<float> got = all_logits(*c.model, c.engine, 5, tokens, &session);
+  EXPECT_LE(worst_row(got, logits), 1e-4);
+
+  // States before the greedy tokens change them.
+  const Floats conv = read_floats(expect / "final_conv_state.npy");
+  const Floats ssm = read_floats(expect / "final_ssm_state.npy");
+  const size_t layers = static_cast<size_t>(c.model->info().n_layer);
+  ASSERT_EQ(conv.shape[0], layers);
+  std::vector<float> got_conv, got_ssm;
+  for (size_t layer = 0; layer < layers; ++layer) {
+    size_t n_conv = 0, n_ssm = 0;
+    mamba_edge_error error;
+    const auto export_state = [&](float* to_conv, float* to_ssm) {
+      return mamba_edge_state_export(session->get(), static_cast<int>(layer), to_conv, &n_conv, to_ssm, &n_ssm,
+                                     &error);
+    };
+    ASSERT_EQ(export_state(nullptr, nullptr), MAMBA_EDGE_OK);
+    ASSERT_EQ(n_conv, conv.values.size() / layers);
+    ASSERT_EQ(n_ssm, ssm.values.size() / layers);
+    got_conv.resize(got_conv.size() + n_conv);
+    got_ssm.resize(got_ssm.size() + n_ssm);
+    ASSERT_EQ(export_state(got_conv.data() + layer * n_conv, got_ssm.data() + layer * n_ssm), MAMBA_EDGE_OK);
+  }
+  const auto per_layer = [&](Floats f) {
+    f.shape = {layers, f.values.size() / layers};
+    return f;
+  };
+  EXPECT_LE(worst_row(got_conv, per_layer(conv)), 1e-4);
+  EXPECT_LE(worst_row(got_ssm, per_layer(ssm)), 1e-4);
+
+  const std::vector<int32_t> expected = read_ids(expect / "greedy.npy");
+  EXPECT_EQ(greedy(*session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)), expected);
+}
+
+TEST_P(Golden, SameBitsForAnyThreadsAndSplits) {
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
+    Converted c(GetParam(), type);
+    const std::vector<float> one = all_logits(*c.model, c.engine, 1, tokens);
+    for (const int chunk : {3, 64}) {
+      for (const int threads : {1, 3}) {
+        c.engine.threads = threads;
+        const std::vector<float> other = all_logits(*c.model, c.engine, chunk, tokens);
+        EXPECT_EQ(std::memcmp(one.data(), other.data(), one.size() * sizeof(float)), 0)
+            << type_name(type) << ", chunk " << chunk << ", " << threads << " threads";
+      }
+    }
+  }
+}
+
+// 5e-3 of the row's largest magnitude. Checkpoints in binary16 convert exactly; others round each weight by at most 2^-11
+// relative. Independent roundings add up as a random walk over the layers' four products, so a logit moves by a few 2^-11
+// of its row's scale: 5e-3 is ten times 2^-11.
+TEST_P(Golden, Float16) {
+  const Converted c(GetParam(), WeightType::f16);
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens), read_floats(GetParam() / "expect" / "logits.npy")),
+            5e-3);
+}
+
+// The bound on int8's divergence. A quantised product carries the relative error e = sqrt(w^2 + a^2): w is measured while
+// converting, a = c / (127 sqrt(12)) for activations whose largest value in a group is c times their root mean square;
+// c <= 4 for groups of 64 near-Gaussian values (c <= sqrt(64) in any case). Errors of the n = 4 products a layer, and of the
+// head, are independent and add in squares; norms and gates pass a relative error on with a gain that we allow to be 3. So
+// logits of standard deviation s move by d <= 3 e sqrt(4 L + 1) s, and to second order KL = Var(d) / 2. The same d bounds
+// how often the winner changes: where the best two logits are closer than 2 d, which we count.
+TEST_P(Golden, Int8) {
+  const Converted c(GetParam(), WeightType::int8);
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  const Floats expected = read_floats(GetParam() / "expect" / "logits.npy");
+  const std::vector<float> got = all_logits(*c.model, c.engine, 16, tokens);
+  const size_t n = expected.shape.back(), rows = tokens.size();
+
+  double w = 0;
+  for (const convert::TensorReport& t : c.report.tensors) {
+    if (t.type == "int8") w = std::max(w, t.error.relative_rms());
+  }
+  const double a = 4 / (127 * std::sqrt(12.0));
+  const double sources = 4.0 * c.report.config.n_layer + 1;
+  double kl = 0, variance = 0;
+  size_t same = 0, close = 0;
+  const double gain = 3 * std::sqrt(w * w + a * a) * std::sqrt(sources);
+  for (size_t r = 0; r < rows; ++r) {
+    const float* p = expected.values.data() + r * n;
+    const float* q = got.data() + r * n;
+    double mean = 0, square = 0, sum_p = 0, sum_q = 0;
+    const double max_p = p[arg_max(p, n)], max_q = q[arg_max(q, n)];
+    for (size_t i = 0; i < n; ++i) {
+      mean += p[i];
+      square += double{p[i]} * double{p[i]};
+      sum_p += std::exp(p[i] - max_p);
+      sum_q += std::exp(q[i] - max_q);
+    }
+    mean /= static_cast<double>(n);
+    const double row_variance = square / static_cast<double>(n) - mean * mean;
+    variance += row_variance;
+    for (size_t i = 0; i < n; ++i) {
+      const double log_p = p[i] - max_p - std::log(sum_p), log_q = q[i] - max_q - std::log(sum_q);
+      kl += std::exp(log_p) * (log_p - log_q);
+    }
+    const bool agrees = arg_max(p, n) == arg_max(q, n);
+    same += agrees;
+    std::vector<float> sorted(p, p + n);
+    std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
+    close += sorted[0] - sorted[1] < 2 * gain * std::sqrt(row_variance);
+  }
+  kl /= static_cast<double>(rows);
+  variance /= static_cast<double>(rows);
+  const double bound = gain * gain * variance / 2;
+  std::printf("  %-26s int8: KL %.2e (bound %.2e), top-1 agreement %zu of %zu (at least %zu)\n",
+              GetParam().filename().c_str(), kl, bound, same, rows, rows - close);
+  EXPECT_LE(kl, bound);
+  EXPECT_GE(same, rows - close);
+}
+
+TEST_P(Golden, TextToText) {
+  std::ifstream file(GetParam() / "text.json");
+  if (!file) {
+    EXPECT_FALSE(fs::exists(GetParam() / "tokenizer.json"));  // a model with a tokenizer has prompts
+    return;
+  }
+  const Converted c(GetParam(), WeightType::f32);
+  for (const auto& entry : nlohmann::json::parse(file)) {
+    const auto prompt = entry["prompt"].get<std::string>();
+    const auto ids = entry["prompt_ids"].get<std::vector<int32_t>>();
+    EXPECT_EQ(c.model->tokenize(prompt, 0), ids);
+    Session session(*c.model, c.engine);
+    session.prefill(ids.data(), ids.size(), nullptr);
+    const auto expected = entry["greedy_ids"].get<std::vector<int32_t>>();
+    EXPECT_EQ(greedy(session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)), expected);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Golden, testing::ValuesIn(cases()), [](const auto& test) {
+  std::string name = test.param.filename().string();
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+// transformers normalises over all channels; a checkpoint trained so is converted with --gated-norm whole.
+TEST(GatedNorm, WholeRowEqualsTransformers) {
+  const fs::path folder = MAMBA_EDGE_SOURCE_DIR "/tests/data/golden/mamba2-hf-groups";
+  const Converted c(folder, WeightType::f32, /*gated_norm_whole=*/true);
+  const std::vector<int32_t> tokens = read_ids(folder / "expect" / "tokens.npy");
+  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens), read_floats(folder / "expect/logits_transformers.npy")),
+            1e-4);
+}
+
+// A stored container is mapped and gives the same bits as a compressed one.
+TEST(Store, SameBitsAsCompressed) {
+  const fs::path folder = MAMBA_EDGE_SOURCE_DIR "/tests/data/golden/mamba2-hf-groups";
+  const std::vector<int32_t> tokens = read_ids(folder / "expect" / "tokens.npy");
+  const Converted compressed(folder, WeightType::int8), stored(folder, WeightType::int8, false, true);
+  EXPECT_GT(stored.model->info().mapped_bytes, 0u);
+  EXPECT_EQ(compressed.model->info().mapped_bytes, 0u);
+  EXPECT_EQ(compressed.model->info().fingerprint, stored.model->info().fingerprint);
+  EXPECT_EQ(all_logits(*compressed.model, compressed.engine, 8, tokens),
+            all_logits(*stored.model, stored.engine, 8, tokens));
+}
+
+TEST(Refused, UnsupportedModelsByName) {
+  const struct {
+    const char* folder;
+    const char* word;
+  } refused[] = {{"mamba3-ss-siso", "Mamba3"}, {"mamba3-ss-mimo", "Mamba3"}, {"mamba2-ss-dssm", "d_ssm"}};
+  for (const auto& r : refused) {
+    fs::path folder = fs::path(MAMBA_EDGE_SHARED_DIR) / "golden" / r.folder;
+    if (!fs::exists(folder)) folder = fs::path(MAMBA_EDGE_SOURCE_DIR) / "tests/data/refused" / r.folder;
+    const TemporaryFolder temporary;
+    convert::Options o;
+    o.input = folder;
+    o.output = temporary.path / "out.mamba";
+    try {
+      convert::convert_checkpoint(o);
+      FAIL() << r.folder << " was converted";
+    } catch (const convert::Error& error) {
+      EXPECT_NE(std::string(error.what()).find(r.word), std::string::npos) << error.what();
+    }
+    EXPECT_TRUE(fs::is_empty(temporary.path));
+  }
+}
+
+}  // namespace
+}  // namespace mamba_edge

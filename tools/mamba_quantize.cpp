@@ -1,0 +1,167 @@
+// mamba-quantize: a published checkpoint in, one container out.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "convert/pipeline.h"
+#include "tools/common.h"
+
+namespace mamba_edge::tools {
+namespace {
+
+const std::map<std::string, WeightType> kTypes = {{"int8", WeightType::int8},
+                                                  {"int4", WeightType::int4},
+                                                  {"fp16", WeightType::f16},
+                                                  {"fp32", WeightType::f32}};
+
+WeightType parse_type(const std::string& flag, const std::string& value) {
+  const auto found = kTypes.find(value);
+  if (found == kTypes.end()) {
+    throw UsageError(flag + " " + value + ": expected one of int8, int4, fp16, fp32");
+  }
+  return found->second;
+}
+
+std::string format(const char* pattern, auto... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
+
+// The options that shape the numbers, in a fixed order: what is recorded in the file.
+std::string recipe(const convert::Options& o) {
+  std::string text = format("--type %s --group-size %u", type_name(o.type), o.group_size);
+  if (o.embedding_type) text += std::string(" --embedding-type ") + type_name(*o.embedding_type);
+  if (o.head_type) text += std::string(" --head-type ") + type_name(*o.head_type);
+  if (o.gated_norm_whole) text += " --gated-norm whole";
+  if (o.allow_nonfinite) text += " --allow-nonfinite";
+  return text;
+}
+
+nlohmann::ordered_json to_json(const convert::Options& o, const convert::Report& r) {
+  nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
+  for (const convert::TensorReport& t : r.tensors) {
+    nlohmann::ordered_json entry = {{"name", t.name},     {"type", t.type},           {"rows", t.rows},
+                                    {"cols", t.cols},     {"group", t.group},         {"raw_bytes", t.raw_bytes},
+                                    {"stored_bytes", t.stored_bytes}};
+    if (t.type != "fp32") {
+      entry["relative_rms_error"] = t.error.relative_rms();
+      entry["max_abs_error"] = t.error.max_abs_error;
+    }
+    tensors.push_back(std::move(entry));
+  }
+  return {{"input", o.input.string()},
+          {"output", o.output.string()},
+          {"architecture", architecture_name(r.config.architecture)},
+          {"config", r.config_file.string()},
+          {"recipe", o.recipe},
+          {"parameters", r.n_parameters},
+          {"input_bytes", r.input_bytes},
+          {"output_bytes", r.output_bytes},
+          {"packed_bytes", r.packed_bytes},
+          {"bits_per_weight", r.bits_per_weight},
+          {"seconds", r.seconds},
+          {"tokenizer", r.has_tokenizer},
+          {"warnings", r.warnings},
+          {"tensors", std::move(tensors)}};
+}
+
+// Errors by kind of tensor over all layers, the largest first: the per-tensor list is for --json and --verbose.
+std::string error_table(const convert::Report& r, bool every_tensor) {
+  std::map<std::string, EncodeError> by_kind;
+  std::map<std::string, std::string> types;
+  for (const convert::TensorReport& t : r.tensors) {
+    if (t.type == "fp32") continue;
+    std::string kind = t.name;
+    if (!every_tensor && kind.rfind("layers.", 0) == 0) kind = "layers.*" + kind.substr(kind.find('.', 7));
+    by_kind[kind].add(t.error);
+    types[kind] = t.type;
+  }
+  if (by_kind.empty()) return {};
+  std::string text = format("  %-22s %-5s %14s %14s\n", "matrix", "type", "rms error", "largest error");
+  for (const auto& [kind, error] : by_kind) {
+    text += format("  %-22s %-5s %13.4f%% %14.3g\n", kind.c_str(), types[kind].c_str(), 100 * error.relative_rms(),
+                   error.max_abs_error);
+  }
+  return text;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"Converts a Mamba checkpoint, as published, into one file that mamba-edge runs.", "mamba-quantize"};
+  std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto", tokenizer;
+  int64_t group_size = 64, zstd_level = 3, threads = default_threads();
+  bool store = false, json = false, allow_nonfinite = false, verbose = false;
+  app.add_option("INPUT", input,
+                 "a folder with config.json (or params.json) and weights, or one weights file in such a folder")
+      ->required();
+  app.add_option("-o,--output", output, "the file to write")->required();
+  app.add_option("--type", type, "of the matrices: int8 (default), int4, fp16, fp32");
+  app.add_option("--embedding-type", embedding_type, "of the embedding, if it differs");
+  app.add_option("--head-type", head_type, "of the output head, if it differs");
+  add_integer(app, "--group-size", group_size, 16, 256,
+              "inputs that share a scale: a multiple of 16 (default 64)");
+  app.add_option("--gated-norm", gated_norm,
+                 "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code does; 'whole' all of "
+                 "d_inner, for checkpoints trained with transformers or mamba2-minimal");
+  app.add_option("--tokenizer", tokenizer, "tokenizer.json, or its folder, if it is not beside the checkpoint");
+  add_integer(app, "--zstd-level", zstd_level, 1, 22, "compression of the file, 1 to 22 (default 3)");
+  app.add_flag("--store", store, "keep tensors raw in the file: it is mapped and starts at once, but is larger");
+  add_integer(app, "-t,--threads", threads, 1, 256, "threads (default: all cores)");
+  app.add_flag("--allow-nonfinite", allow_nonfinite, "accept NaN and infinities in weights");
+  app.add_flag("--json", json, "print the report as JSON on stdout");
+  app.add_flag("-v,--verbose", verbose, "show the error of every tensor");
+  if (!parse_options(app, argc, argv)) return kExitOk;
+
+  convert::Options o;
+  o.input = input;
+  o.output = output;
+  o.type = parse_type("--type", type);
+  if (!embedding_type.empty()) o.embedding_type = parse_type("--embedding-type", embedding_type);
+  if (!head_type.empty()) o.head_type = parse_type("--head-type", head_type);
+  if (group_size % kGroupMultiple != 0) {
+    throw UsageError("--group-size " + std::to_string(group_size) + ": expected a multiple of 16 from 16 to 256");
+  }
+  o.group_size = static_cast<uint32_t>(group_size);
+  if (gated_norm != "auto" && gated_norm != "whole") {
+    throw UsageError("--gated-norm " + gated_norm + ": expected auto or whole");
+  }
+  o.gated_norm_whole = gated_norm == "whole";
+  o.tokenizer = tokenizer;
+  o.zstd_level = static_cast<int>(zstd_level);
+  o.store = store;
+  o.threads = static_cast<int>(threads);
+  o.allow_nonfinite = allow_nonfinite;
+  o.recipe = recipe(o);
+
+  convert::Report report;
+  {
+    Progress progress("converting", 1000);
+    o.progress = [&](double done) { progress.update(static_cast<uint64_t>(done * 1000)); };
+    report = convert::convert_checkpoint(o);
+  }
+  for (const std::string& warning : report.warnings) warn(warning);
+  if (!report.tokenizer_hint.empty()) warn(report.tokenizer_hint);
+  if (json) {
+    write_stdout(to_json(o, report).dump(2) + "\n");
+    return kExitOk;
+  }
+  std::string text = error_table(report, verbose);
+  text += format("%s: %s, %s parameters, %u layers, d_model %u\n", output.c_str(),
+                 architecture_name(report.config.architecture),
+                 format_count(static_cast<uint64_t>(report.n_parameters)).c_str(), report.config.n_layer,
+                 report.config.d_model);
+  text += format("  %s -> %s (%s in memory), %.2f bits per weight, %.1f s, peak memory %s\n",
+                 format_bytes(report.input_bytes).c_str(), format_bytes(report.output_bytes).c_str(),
+                 format_bytes(report.packed_bytes).c_str(), report.bits_per_weight, report.seconds,
+                 format_bytes(peak_resident_bytes()).c_str());
+  write_stdout(text);
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace mamba_edge::tools
+
+int main(int argc, char** argv) {
+  return mamba_edge::tools::run_program("mamba-quantize", mamba_edge::tools::run, argc, argv);
+}
