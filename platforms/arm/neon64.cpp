@@ -12,6 +12,11 @@ struct Neon64 : xsimd::neon64 {
   static ME_INLINE float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
     return vfmaq_f32(c, a, b);
   }
+  static ME_INLINE float32x4_t broadcast(float v) { return vdupq_n_f32(v); }
+  static ME_INLINE int32x4_t broadcast(int32_t v) { return vdupq_n_s32(v); }
+  static ME_INLINE int32x4_t bits(float32x4_t v) { return vreinterpretq_s32_f32(v); }
+  static ME_INLINE float32x4_t of_bits(int32x4_t v) { return vreinterpretq_f32_s32(v); }
+  static ME_INLINE float32x4_t div(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
 };
 }  // namespace
 }  // namespace mamba_edge

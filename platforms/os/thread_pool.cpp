@@ -42,8 +42,6 @@ bool spin(uint64_t ns, const Ready& ready) {
   }
 }
 
-}  // namespace
-
 // `ticket` is the job's number in the high half and, in the low half, how many of its pieces are
 // unclaimed. A thread reads the ticket, then the job's fields, and claims a piece by a
 // compare-exchange of the whole ticket. The fields change only while the ticket says 0, and it
@@ -157,6 +155,8 @@ struct Pool final {
     return nullptr;
   }
 };
+
+}  // namespace
 
 size_t ThreadPool::required_bytes(int threads) {
   const size_t workers = threads > 1 ? static_cast<size_t>(threads) - 1 : 0;

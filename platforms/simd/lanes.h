@@ -57,27 +57,60 @@ ME_INLINE float bits_float(uint32_t bits) {
   return v;
 }
 
-// exp for any type of float lanes F: 2^n * e^r with n = round(x / ln 2), |r| <= ln(2) / 2. At
-// most 1.5 ulp from the true value (2 where fma rounds twice); 0 below the logarithm of the
-// smallest normal number, infinity above that of the largest finite one, NaN for NaN.
+constexpr float kLn2High = 0x1.63p-1f;  // times a small integer: exact
+constexpr float kLn2Low = -0x1.bd0106p-13f;
+
+// exp, written once for what Math::F is: a float or a batch of them. 2^n * e^r with n = round(x /
+// ln 2), |r| <= ln(2) / 2. Within 1.5 ulp; 0 below the logarithm of the smallest normal number,
+// infinity above that of the largest finite one, NaN for NaN.
 template <typename Math, typename F>
 ME_INLINE F exp_lanes(const F& x) {
-  constexpr float kLog2E = 0x1.715476p+0f;
-  constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;  // n * kLn2High is exact
-  constexpr float kRound = 0x1.8p23f;  // the sum's last bit is worth 1, so its low bits are n
-  constexpr float kLowest = -0x1.5d589ep6f, kHighest = 0x1.62e42ep6f;
-  const F shifted = Math::fma(x, F(kLog2E), F(kRound));
-  const F n = shifted - F(kRound);
-  const F r = Math::fma(n, F(-kLn2Low), Math::fma(n, F(-kLn2High), x));
-  // (e^r - 1 - r) / r^2, interpolated at Chebyshev points; 2^-26 of e^r.
-  F q = Math::fma(F(0x1.6d110ap-10f), r, F(0x1.120b6ep-7f));
-  q = Math::fma(q, r, F(0x1.55551ap-5f));
-  q = Math::fma(q, r, F(0x1.5554dcp-3f));
-  q = Math::fma(q, r, F(0.5f));
-  const F p = F(1.0f) + Math::fma(q, r * r, r);
-  const F scaled = Math::add_exponent(p, shifted);
-  return Math::less(x, F(kLowest), F(0.0f),
-                    Math::less(F(kHighest), x, F(__builtin_inff()), scaled));
+  const auto number = [](float v) { return Math::number(v); };
+  const F round = number(0x1.8p23f);  // a sum with it has a last bit worth 1, so its low bits are n
+  const F shifted = Math::fma(x, number(0x1.715476p+0f), round);
+  const F n = shifted - round;
+  const F r = Math::fma(n, number(-kLn2Low), Math::fma(n, number(-kLn2High), x));
+  // (e^r - 1 - r) / r^2, interpolated at Chebyshev points; less than 2^-26 of e^r off.
+  F q = Math::fma(number(0x1.6d110ap-10f), r, number(0x1.120b6ep-7f));
+  q = Math::fma(q, r, number(0x1.55551ap-5f));
+  q = Math::fma(q, r, number(0x1.5554dcp-3f));
+  q = Math::fma(q, r, number(0.5f));
+  const F p = number(1.0f) + Math::fma(q, r * r, r);
+  const F scaled = Math::of_bits(Math::bits(p) + (Math::bits(shifted) << 23));
+  const F finite = Math::if_less(number(0x1.62e42ep6f), x, number(__builtin_inff()), scaled);
+  return Math::if_less(x, number(-0x1.5d589ep6f), number(0.0f), finite);
+}
+
+// log(1 + y) for 0 <= y < 2^31, within 2 ulp. 1 + y = 2^k * (1 + f) with sqrt(1/2) <= 1 + f <
+// sqrt(2), where f also takes what the rounding of 1 + y lost; log(1 + f) is a series in s = f / (2
+// + f).
+template <typename Math, typename F>
+ME_INLINE F log1p_lanes(const F& y) {
+  const auto number = [](float v) { return Math::number(v); };
+  const F one = number(1.0f);
+  const F u = one + y;
+  // The larger of the two addends first, as the difference of the other is then exact.
+  const F lost = Math::if_less(one, y, one - (u - y), y - (u - one));
+  const auto k = (Math::bits(u) - Math::integer(0x3f3504f3)) >> 23;
+  const F m = Math::of_bits(Math::bits(u) - (k << 23));
+  const F inverse = Math::of_bits((Math::integer(127) - k) << 23);  // 2^-k
+  const F f = Math::fma(lost, inverse, m - one);
+  const F s = Math::div(f, number(2.0f) + f);
+  const F z = s * s;
+  // (log(1 + f) - 2 s) / s = 2 z / 3 + 2 z^2 / 5 + ...; z < 0.03, so what is left out is below
+  // 2^-28 of 2.
+  F series = Math::fma(number(2.0f / 9), z, number(2.0f / 7));
+  series = Math::fma(series, z, number(2.0f / 5));
+  series = Math::fma(series, z, number(2.0f / 3));
+  const F kf = Math::from_integer(k);
+  const F low = Math::fma(kf, number(kLn2Low), s * Math::fma(series, z, number(0.0f) - f));
+  return Math::fma(kf, number(kLn2High), f + low);
+}
+
+template <typename Math, typename F>
+ME_INLINE F softplus_lanes(const F& x) {
+  const F limit = Math::number(kSoftplusLinear);
+  return Math::if_less(limit, x, x, log1p_lanes<Math>(exp_lanes<Math>(x)));
 }
 
 }  // namespace
@@ -107,17 +140,50 @@ ME_INLINE F exp_lanes(const F& x) {
 namespace mamba_edge {
 namespace {
 
-// Arch has a member fma(a, b, c) on its registers: xsimd's is not fused for all of them.
+// What xsimd lacks comes from Arch, on registers: fma(a, b, c), because xsimd's is not fused on
+// all. On NEON also what xsimd has, but not for a derived architecture (broadcast), only as an
+// estimate (div), or only through tables of functions that would be shared with other units (bits,
+// of_bits).
+template <typename Batch, typename T>
+ME_INLINE Batch splat(T value) {
+  using Arch = typename Batch::arch_type;
+  if constexpr (requires { Arch::broadcast(value); }) {
+    return Arch::broadcast(value);
+  } else {
+    return Batch(value);
+  }
+}
+
 template <typename Arch>
 struct BatchMath {
   using F = xsimd::batch<float, Arch>;
   using I = xsimd::batch<int32_t, Arch>;
-  static ME_INLINE F fma(const F& a, const F& b, const F& c) { return Arch::fma(a, b, c); }
-  // Adds the integer in the low bits of `n` to the exponent of p.
-  static ME_INLINE F add_exponent(const F& p, const F& n) {
-    return xsimd::bitwise_cast<F>(xsimd::bitwise_cast<I>(p) + (xsimd::bitwise_cast<I>(n) << 23));
+  static ME_INLINE F number(float v) { return splat<F>(v); }
+  static ME_INLINE I integer(int32_t v) { return splat<I>(v); }
+  static ME_INLINE I bits(const F& v) {
+    if constexpr (requires { Arch::bits(v); }) {
+      return Arch::bits(v);
+    } else {
+      return xsimd::bitwise_cast<I>(v);
+    }
   }
-  static ME_INLINE F less(const F& a, const F& b, const F& yes, const F& no) {
+  static ME_INLINE F of_bits(const I& v) {
+    if constexpr (requires { Arch::of_bits(v); }) {
+      return Arch::of_bits(v);
+    } else {
+      return xsimd::bitwise_cast<F>(v);
+    }
+  }
+  static ME_INLINE F div(const F& a, const F& b) {
+    if constexpr (requires { Arch::div(a, b); }) {
+      return Arch::div(a, b);
+    } else {
+      return a / b;
+    }
+  }
+  static ME_INLINE F from_integer(const I& v) { return xsimd::to_float(v); }
+  static ME_INLINE F fma(const F& a, const F& b, const F& c) { return Arch::fma(a, b, c); }
+  static ME_INLINE F if_less(const F& a, const F& b, const F& yes, const F& no) {
     return xsimd::select(a < b, yes, no);
   }
 };
@@ -131,7 +197,7 @@ struct IntLanes {
   static ME_INLINE IntLanes broadcast(int32_t value) {
     IntLanes r;
     ME_UNROLL
-    for (int i = 0; i < kCount; ++i) r.v[i] = Batch(value);
+    for (int i = 0; i < kCount; ++i) r.v[i] = splat<Batch>(value);
     return r;
   }
 };
@@ -154,7 +220,7 @@ struct Lanes {
   }
 
   static ME_INLINE Lanes broadcast(float value) {
-    const Batch b(value);
+    const Batch b = splat<Batch>(value);
     return make([&](int) { return b; });
   }
   static ME_INLINE Lanes load(const float* p) {  // 64-byte aligned
@@ -181,7 +247,7 @@ struct Lanes {
     return make([&](int i) { return a.v[i] * b.v[i]; });
   }
   friend ME_INLINE Lanes operator/(const Lanes& a, const Lanes& b) {
-    return make([&](int i) { return a.v[i] / b.v[i]; });
+    return make([&](int i) { return Math::div(a.v[i], b.v[i]); });
   }
 
   // a * b + c, rounded once where the architecture has a fused multiply-add.
@@ -205,11 +271,7 @@ struct Lanes {
     return make([&](int i) { return exp_lanes<Math>(a.v[i]); });
   }
   static ME_INLINE Lanes softplus(const Lanes& a) {
-    const Batch limit(kSoftplusLinear);
-    return make([&](int i) {
-      const Batch small = xsimd::log1p(exp_lanes<Math>(xsimd::min(a.v[i], limit)));
-      return xsimd::select(a.v[i] > limit, a.v[i], small);
-    });
+    return make([&](int i) { return softplus_lanes<Math>(a.v[i]); });
   }
   ME_INLINE bool any_equal(const Lanes& b) const {
     auto equal = v[0] == b.v[0];
@@ -230,11 +292,16 @@ namespace {
 struct Generic {};
 
 struct FloatMath {
-  static ME_INLINE float fma(float a, float b, float c) { return a * b + c; }
-  static ME_INLINE float add_exponent(float p, float n) {
-    return bits_float(float_bits(p) + (float_bits(n) << 23));
+  static ME_INLINE float number(float v) { return v; }
+  static ME_INLINE uint32_t integer(uint32_t v) { return v; }
+  static ME_INLINE uint32_t bits(float v) { return float_bits(v); }
+  static ME_INLINE float of_bits(uint32_t v) { return bits_float(v); }
+  static ME_INLINE float from_integer(uint32_t v) {
+    return static_cast<float>(static_cast<int32_t>(v));
   }
-  static ME_INLINE float less(float a, float b, float yes, float no) { return a < b ? yes : no; }
+  static ME_INLINE float fma(float a, float b, float c) { return a * b + c; }
+  static ME_INLINE float div(float a, float b) { return a / b; }
+  static ME_INLINE float if_less(float a, float b, float yes, float no) { return a < b ? yes : no; }
 };
 
 template <typename Arch>
@@ -302,9 +369,7 @@ struct Lanes {
     return make([&](int i) { return exp_lanes<FloatMath>(a.v[i]); });
   }
   static ME_INLINE Lanes softplus(const Lanes& a) {
-    return make([&](int i) {
-      return a.v[i] > kSoftplusLinear ? a.v[i] : __builtin_log1pf(exp_lanes<FloatMath>(a.v[i]));
-    });
+    return make([&](int i) { return softplus_lanes<FloatMath>(a.v[i]); });
   }
   ME_INLINE bool any_equal(const Lanes& b) const {
     bool equal = false;
