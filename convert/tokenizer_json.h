@@ -17,8 +17,10 @@
 // Everything else is refused by its name and value. "truncation" is refused as well, since ids
 // would be cut; padding to a fixed length too.
 //
-// \p and \s follow the Unicode version of engine/text/unicode.h; the Rust library's own tables are
-// of other versions, so characters younger than these may be split differently.
+// Where ids can still differ from the Rust library's (0.22.2, asked about every code point up to
+// U+1FFFF): it splits by Unicode 16, composes and orders marks by a table of 2016; we do both by
+// Unicode 15.0 (engine/text/unicode.h). So: characters that Unicode 15.1 and 16 added, and several
+// marks in a row if one of them came after 2016.
 #pragma once
 
 #include <cstdint>

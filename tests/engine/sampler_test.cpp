@@ -182,7 +182,8 @@ TEST(Sampler, TheSameSeedGivesTheSameTokensEverywhere) {
   Made made = make(options, logits.size());
   std::vector<int32_t> tokens;
   for (int i = 0; i < 12; ++i) tokens.push_back(made.sample(logits));
-  EXPECT_EQ(tokens, (std::vector<int32_t>{69, 214, 250, 159, 254, 114, 157, 102, 214, 57, 211, 41}));
+  EXPECT_EQ(tokens,
+            (std::vector<int32_t>{69, 214, 250, 159, 254, 114, 157, 102, 214, 57, 211, 41}));
   Made again = make(options, logits.size());
   for (const int32_t token : tokens) EXPECT_EQ(again.sample(logits), token);
 }

@@ -108,8 +108,8 @@ TEST(Unicode, CategoriesAreThoseOfUtf8proc) {
 }
 
 TEST(Unicode, ClassesAreThoseOfPcre2) {
-  const Pattern letter("\\p{L}"), number("\\p{N}"), space("\\p{White_Space}"), mark("\\p{M}"), symbol("\\p{S}"),
-      separator("\\p{Z}"), punctuation("\\p{P}"), unassigned("\\p{Cn}"),
+  const Pattern letter("\\p{L}"), number("\\p{N}"), space("\\p{White_Space}"), mark("\\p{M}"),
+      symbol("\\p{S}"), separator("\\p{Z}"), punctuation("\\p{P}"), unassigned("\\p{Cn}"),
       word("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\p{Join_Control}]");
   uint32_t younger = 0;
   for (uint32_t c = 0; c < kCodePoints; ++c) {
