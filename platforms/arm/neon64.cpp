@@ -48,6 +48,16 @@ struct Neon64Isa {
     return r;
   }
 
+  static ME_INLINE V from_i16(const int16_t* p) {
+    const int16x8_t a = vld1q_s16(p), b = vld1q_s16(p + 8);
+    V r;
+    r.v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(a)));
+    r.v[1] = vcvtq_f32_s32(vmovl_high_s16(a));
+    r.v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(b)));
+    r.v[3] = vcvtq_f32_s32(vmovl_high_s16(b));
+    return r;
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const int32x4_t a = vcvtnq_s32_f32(x.v[0]), b = vcvtnq_s32_f32(x.v[1]);
     const int32x4_t c = vcvtnq_s32_f32(x.v[2]), d = vcvtnq_s32_f32(x.v[3]);

@@ -35,6 +35,10 @@ struct GenericIsa {
     });
   }
 
+  static ME_INLINE V from_i16(const int16_t* p) {
+    return V::make([&](int i) { return static_cast<float>(p[i]); });
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth 1
     int32_t total = 0;

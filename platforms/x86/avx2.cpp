@@ -31,6 +31,15 @@ struct Avx2Isa : X86Dot<Avx2Registers, Avx2> {
     return r;
   }
 
+  static ME_INLINE V from_i16(const int16_t* p) {
+    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));
+    V r;
+    r.v[0] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(a));
+    r.v[1] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(b));
+    return r;
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const __m256i a = _mm256_cvtps_epi32(x.v[0]);
     const __m256i b = _mm256_cvtps_epi32(x.v[1]);

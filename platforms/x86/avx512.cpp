@@ -30,6 +30,13 @@ struct Avx512Isa : X86Dot<Avx512Registers, Avx512> {
     return r;
   }
 
+  static ME_INLINE V from_i16(const int16_t* p) {
+    const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+    V r;
+    r.v[0] = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(a));
+    return r;
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const __m512i a = _mm512_cvtps_epi32(x.v[0]);
     return store_bytes(_mm512_castsi512_si128(a), _mm512_extracti32x4_epi32(a, 1),

@@ -95,6 +95,11 @@ struct Avx512Registers {
 };
 #endif
 
+// How far ahead of its use a weight is asked for. The hardware's own prefetcher stops at every page
+// of 4 KiB; with this one core reads at the speed of the memory (measured between 1 and 8 KiB on
+// Sapphire Rapids: 2 KiB is best, 8 KiB is worse than none).
+constexpr size_t kAhead = 2048;
+
 ME_INLINE int32_t load_step(const int8_t* q) {
   int32_t v;
   std::memcpy(&v, q, sizeof(v));
@@ -123,6 +128,7 @@ struct X86Dot {
       for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
     }
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
+      __builtin_prefetch(w + kAhead);
       Reg even[kRegs], odd[kRegs];
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) {
@@ -163,6 +169,8 @@ struct X86Dot {
     // Sixteen inputs are two registers' worth of nibbles; their products stay below 4 * 2 * 15 *
     // 127 = 15240 in 16 bits.
     for (size_t i = 0; i < inputs; i += kGroupMultiple, w += kTileRows * kGroupMultiple / 2) {
+      __builtin_prefetch(w + kAhead);
+      __builtin_prefetch(w + kAhead + 64);
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) {
         const Reg first = R::load(w + r * kRegBytes);

@@ -58,6 +58,17 @@ struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
     return r;
   }
 
+  static ME_INLINE V from_i16(const int16_t* p) {
+    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+    const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));
+    V r;
+    r.v[0] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(a, a), 16));
+    r.v[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(a, a), 16));
+    r.v[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(b, b), 16));
+    r.v[3] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(b, b), 16));
+    return r;
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     return store_bytes(_mm_cvtps_epi32(x.v[0]), _mm_cvtps_epi32(x.v[1]), _mm_cvtps_epi32(x.v[2]),
                        _mm_cvtps_epi32(x.v[3]), q);
