@@ -40,7 +40,7 @@ class Buffer {
 
 void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size_t cols,
             size_t tokens, size_t matrix_bytes) {
-  MatrixShape shape{type, 16, static_cast<uint32_t>(cols), is_quantised(type) ? 64u : 1u};
+  MatrixShape shape{type, 16, static_cast<uint32_t>(cols), is_grouped(type) ? 64u : 1u};
   const size_t blocks = matrix_bytes / shape.row_block_bytes();
   shape.rows = static_cast<uint32_t>(blocks * 16);
   Buffer<uint8_t> bytes(shape.bytes(), 0x2c);  // weights of 0x2c, scales and fp16 numbers of 0x2c2c
@@ -64,6 +64,9 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
         break;
       case WeightType::f16:
         k->matmul_f16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), shape.rows);
+        break;
+      case WeightType::int16:
+        k->matmul_i16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), shape.rows);
         break;
       case WeightType::int8:
         k->matmul_i8_i8(w, 0, blocks, rows, tokens, out.data(), shape.rows);
@@ -200,11 +203,11 @@ const bool registered = [] {
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
     const std::string isa = k->isa;
-    constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::int8,
-                                     WeightType::int4};
-    constexpr const char* kNames[] = {"matmul_f32_f32/", "matmul_f16_f32/", "matmul_i8_i8/",
-                                      "matmul_i4_i8/"};
-    for (size_t type = 0; type < 4; ++type) {
+    constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::int16,
+                                     WeightType::int8, WeightType::int4};
+    constexpr const char* kNames[] = {"matmul_f32_f32/", "matmul_f16_f32/", "matmul_i16_f32/",
+                                      "matmul_i8_i8/", "matmul_i4_i8/"};
+    for (size_t type = 0; type < 5; ++type) {
       const std::string name = kNames[type] + isa;
       for (const size_t tokens : {size_t{1}, size_t{4}, size_t{8}, size_t{32}}) {
         benchmark::RegisterBenchmark((name + "/tokens:" + std::to_string(tokens)).c_str(), matmul,

@@ -25,7 +25,8 @@
 namespace mamba_edge::convert {
 namespace {
 
-constexpr uint64_t kPanelBytes = 1u << 20;  // packed bytes of a panel, and of a compressed frame
+constexpr size_t kPanelFloats = 1u << 20;  // elements of a panel
+constexpr size_t kFrameBytes = 1u << 20;   // raw bytes of a compressed frame
 
 // Calls work(i) for i in [0, n) on `threads` threads; rethrows the first exception.
 void parallel_for(int threads, size_t n, const std::function<void(size_t)>& work) {
@@ -188,6 +189,8 @@ class Converter {
     if (!spec.quantisable) return WeightType::f32;
     if (spec.role == TensorRole::embedding) return embedding_type_;
     if (spec.role == TensorRole::head) return head_type_;
+    // Small, and what it computes goes through two exponentials: at 16 bits its rounding would dominate.
+    if (spec.role == TensorRole::x_proj && o_.type == WeightType::f16) return WeightType::f32;
     return o_.type;
   }
 
@@ -261,12 +264,14 @@ class Converter {
     uint64_t hash = 0;
     float max_abs = 0;
     bool nonfinite = false;
+    bool half_significands = false;
   };
 
   PanelScan scan(const TensorInfo& info, const float* values, size_t n) const {
     PanelScan result;
     result.hash = xxh64(values, n * sizeof(float));
     result.nonfinite = !all_finite(values, n);
+    result.half_significands = has_half_significands(values, n);
     if (result.nonfinite && !o_.allow_nonfinite) refuse_nonfinite(info, values, n);
     for (size_t i = 0; i < n; ++i) {
       const float magnitude = std::fabs(values[i]);
@@ -311,9 +316,9 @@ class Converter {
   std::vector<Compressed> compress(std::span<const uint8_t> raw) const {
     std::vector<Compressed> frames;
     if (o_.store) return frames;
-    for (size_t at = 0; at < raw.size(); at += kPanelBytes) {
+    for (size_t at = 0; at < raw.size(); at += kFrameBytes) {
       frames.push_back(compress_frame(
-          raw.subspan(at, std::min<size_t>(kPanelBytes, raw.size() - at)), o_.zstd_level));
+          raw.subspan(at, std::min<size_t>(kFrameBytes, raw.size() - at)), o_.zstd_level));
     }
     return frames;
   }
@@ -321,37 +326,42 @@ class Converter {
   void append(std::span<const uint8_t> raw) { writer_->append(raw, compress(raw)); }
 
   void pack_matrix(const TensorSpec& spec, const Source& source, TensorReport* entry) {
-    const MatrixShape shape = matrix_shape(type_of(spec), spec.rows, spec.cols, o_.group_size);
-    const size_t block_bytes = shape.row_block_bytes();
-    const size_t blocks = shape.row_blocks();
-    const size_t per_panel = std::clamp<size_t>(kPanelBytes / block_bytes, 1, blocks);
+    const size_t blocks = (spec.rows + kTileRows - 1) / kTileRows;
+    // Panels are cut by what the matrix would take in float32, so that they do not depend on its type.
+    const size_t per_panel = std::clamp<size_t>(kPanelFloats / (size_t{spec.cols} * kTileRows), 1, blocks);
     const size_t panels = (blocks + per_panel - 1) / per_panel;
     const auto panel_blocks = [&](size_t p) { return std::min(per_panel, blocks - p * per_panel); };
-    const auto read_panel = [&](size_t p, std::vector<float>& values) {
+    const auto read_panel = [&](size_t p, size_t cols) {
       const size_t rows = panel_blocks(p) * kTileRows, first = p * per_panel * kTileRows;
-      values.resize(rows * shape.cols);
-      source.read(first, first + rows, values.data(), shape.cols);
+      std::vector<float> values(rows * cols);
+      source.read(first, first + rows, values.data(), cols);
+      return values;
     };
 
-    // First pass: hash, and the largest magnitude, which decides the matrix's scale.
+    // First pass: a hash, and what decides type and scale.
     std::vector<PanelScan> scans(panels);
     parallel_for(o_.threads, panels, [&](size_t p) {
-      std::vector<float> values;
-      read_panel(p, values);
+      const std::vector<float> values = read_panel(p, spec.cols);
       scans[p] = scan(source.info(), values.data(), values.size());
     });
     float max_abs = 0;
-    bool nonfinite = false;
+    bool nonfinite = false, half = true;
     for (const PanelScan& s : scans) {
       hash_.update(&s.hash, sizeof s.hash);
       max_abs = std::max(max_abs, s.max_abs);
       nonfinite |= s.nonfinite;
+      half &= s.half_significands;
     }
-    if (nonfinite && is_quantised(shape.type)) {
-      report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " +
-                                 type_name(shape.type) + " cannot express; they become 0");
+    WeightType type = type_of(spec);
+    // 16 bits hold more of a weight as integers in groups than as binary16, unless that is exact already.
+    if (type == WeightType::f16 && !half && !nonfinite) type = WeightType::int16;
+    if (nonfinite && is_grouped(type)) {
+      report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " + type_name(type) +
+                                 " cannot express; they become 0");
     }
-    const float scale = matrix_scale(shape.type, max_abs);
+    const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, o_.group_size);
+    const size_t block_bytes = shape.row_block_bytes();
+    const float scale = matrix_scale(type, max_abs);
 
     // Second pass: encode and compress a few panels at a time, write them in order.
     writer_->begin_tensor(entry->name, true, shape, spec.cols, scale);
@@ -364,9 +374,8 @@ class Converter {
     for (size_t first = 0; first < panels; first += batch) {
       std::vector<Panel> work(std::min(batch, panels - first));
       parallel_for(o_.threads, work.size(), [&](size_t i) {
-        std::vector<float> values;
-        read_panel(first + i, values);
-        if (nonfinite && is_quantised(shape.type)) {
+        std::vector<float> values = read_panel(first + i, shape.cols);
+        if (nonfinite && is_grouped(type)) {
           for (float& v : values) v = std::isfinite(v) ? v : 0.0f;
         }
         Panel& panel = work[i];

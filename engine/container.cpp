@@ -391,7 +391,7 @@ Status Container::check_tensors() {
     Blob blob;
     ME_TRY(parse_blob(tensors_ + size_t{i} * kTensorBytes + 40, name, &blob));
     const MatrixShape shape{static_cast<WeightType>(type), rows, cols, group};
-    const bool grouped = is_quantised(shape.type);
+    const bool grouped = is_grouped(shape.type);
     // Bounds first, so that the products below cannot overflow: 2^32 rows x 2^24 columns x 4 bytes < 2^63.
     const bool sane =
         is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols && cols <= (1u << 24) &&

@@ -52,6 +52,9 @@ void Step::matmul(const Matrix& w, const Activations& in, size_t begin, size_t e
     case WeightType::f16:
       kernels.matmul_f16_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
       return;
+    case WeightType::int16:
+      kernels.matmul_i16_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
+      return;
     case WeightType::int8: kernels.matmul_i8_i8(w, begin, end, in.q, tokens, out, out_stride); return;
     case WeightType::int4: kernels.matmul_i4_i8(w, begin, end, in.q, tokens, out, out_stride); return;
   }

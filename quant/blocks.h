@@ -10,6 +10,8 @@
 //          u8 [n][G / 4][16][4]                   a step: 16 rows x 4 consecutive inputs = 64 bytes
 //   int4   binary16 scale [n][16], padded to 64   value = scale * (nibble - 8), nibble in 0..15
 //          u8 [n][G / 8][16][4]                   low nibbles: step 2s, high nibbles: step 2s + 1
+//   int16  binary16 scale [n][16], padded to 64   value = scale * i16, float activations: the 16-bit type for weights
+//          int16 [cols][16]                       that binary16 cannot hold exactly, at a tenth of its error
 //
 // All values are also multiplied by the matrix's own float `scale`, a power of two that keeps the binary16 numbers
 // in their normal range. A step is one AVX-512 `vpdpbusd`, two AVX2 halves or four NEON `sdot` by lane against a
@@ -28,14 +30,18 @@ constexpr uint32_t kMaxGroup = 256;      // 256 * 255 * 127 * 2 stays far inside
 constexpr uint32_t kBlockAlign = 64;
 
 // Numbers are part of the container format and never change.
-enum class WeightType : uint32_t { f32 = 1, f16 = 2, int8 = 3, int4 = 4 };
+enum class WeightType : uint32_t { f32 = 1, f16 = 2, int8 = 3, int4 = 4, int16 = 5 };
 
 constexpr bool is_known(WeightType type) {
-  return type >= WeightType::f32 && type <= WeightType::int4;
+  return type >= WeightType::f32 && type <= WeightType::int16;
 }
 // Whether weights of this type multiply activations that are quantised to int8 in groups.
 constexpr bool is_quantised(WeightType type) {
   return type == WeightType::int8 || type == WeightType::int4;
+}
+// Whether groups of weights share a scale.
+constexpr bool is_grouped(WeightType type) {
+  return is_quantised(type) || type == WeightType::int16;
 }
 constexpr const char* type_name(WeightType type) {
   switch (type) {
@@ -43,6 +49,7 @@ constexpr const char* type_name(WeightType type) {
     case WeightType::f16: return "fp16";
     case WeightType::int8: return "int8";
     case WeightType::int4: return "int4";
+    case WeightType::int16: return "int16";
   }
   return "?";
 }
@@ -63,13 +70,14 @@ struct MatrixShape {
   constexpr uint32_t groups() const { return cols / group; }
   // Bytes from the start of a row block to its first weight.
   constexpr size_t scale_bytes() const {
-    return is_quantised(type) ? round_up<size_t>(size_t{groups()} * kTileRows * 2, kBlockAlign) : 0;
+    return is_grouped(type) ? round_up<size_t>(size_t{groups()} * kTileRows * 2, kBlockAlign) : 0;
   }
   constexpr size_t weight_bytes() const {
     const size_t elements = size_t{cols} * kTileRows;
     switch (type) {
       case WeightType::f32: return elements * 4;
-      case WeightType::f16: return elements * 2;
+      case WeightType::f16:
+      case WeightType::int16: return elements * 2;
       case WeightType::int8: return elements;
       case WeightType::int4: return elements / 2;
     }

@@ -40,6 +40,12 @@ void decode_row(const MatrixShape& shape, float scale, const uint8_t* data, uint
         out[c] = scale * half_to_float(load_u16(block + (size_t{c} * kTileRows + lane) * 2));
       }
       return;
+    case WeightType::int16:
+      for (uint32_t c = 0; c < n; ++c) {
+        const auto q = static_cast<int16_t>(load_u16(weights + (size_t{c} * kTileRows + lane) * 2));
+        out[c] = group_scale(c) * static_cast<float>(q);
+      }
+      return;
     case WeightType::int8:
       for (uint32_t c = 0; c < n; ++c) {
         const uint8_t q = weights[size_t{c / kStepInputs} * 64 + lane * kStepInputs + c % kStepInputs];

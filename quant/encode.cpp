@@ -1,6 +1,7 @@
 #include "quant/encode.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -11,9 +12,17 @@ namespace {
 
 void store_u16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof value); }
 
-// Where (lane, col) of a row block lies, as quant/blocks.h says; scales are at their own place.
-size_t weight_index(uint32_t lane, uint32_t col) {
-  return size_t{col / kStepInputs} * 64 + lane * kStepInputs + col % kStepInputs;
+// Puts a grouped weight where quant/blocks.h says; `weights` starts behind the scales and is zeroed.
+void store_weight(WeightType type, uint8_t* weights, uint32_t lane, uint32_t col, int q) {
+  const uint32_t step = col / kStepInputs, input = col % kStepInputs;
+  if (type == WeightType::int16) {
+    store_u16(weights + (size_t{col} * kTileRows + lane) * 2, static_cast<uint16_t>(q));
+  } else if (type == WeightType::int8) {
+    weights[size_t{step} * 64 + lane * kStepInputs + input] = static_cast<uint8_t>(q + 128);
+  } else {
+    uint8_t& pair = weights[size_t{step / 2} * 64 + lane * kStepInputs + input];
+    pair = static_cast<uint8_t>(pair | (q + 8) << (step % 2 == 0 ? 0 : 4));
+  }
 }
 
 // Rounds w / step to nearest and clamps.
@@ -33,10 +42,13 @@ double square_error(std::span<const float> w, float step, int low, int high) {
 }
 
 // The step of a group, as binary16 bits; the kernels multiply by `matrix_scale` on top.
-uint16_t choose_step_int8(std::span<const float> w, float matrix_scale) {
+uint16_t choose_step_symmetric(std::span<const float> w, int high, float matrix_scale) {
   float max_abs = 0;
   for (const float value : w) max_abs = std::max(max_abs, std::fabs(value));
-  return float_to_half(max_abs / 127.0f / matrix_scale);
+  const float step = max_abs / static_cast<float>(high) / matrix_scale;
+  uint16_t bits = float_to_half(step);
+  if (half_to_float(bits) < step) ++bits;  // rounded up, so that the largest weight is not cut
+  return bits;
 }
 
 uint16_t choose_step_int4(std::span<const float> w, float matrix_scale) {
@@ -82,7 +94,7 @@ double EncodeError::relative_rms() const {
 }
 
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group) {
-  if (!is_quantised(type)) return {type, rows, cols, 1};
+  if (!is_grouped(type)) return {type, rows, cols, 1};
   const uint32_t g = std::min(group, round_up(cols, kGroupMultiple));
   return {type, rows, round_up(cols, g), g};
 }
@@ -90,13 +102,20 @@ MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t
 float matrix_scale(WeightType type, float max_abs) {
   if (type == WeightType::f32 || max_abs == 0) return 1.0f;
   // The largest binary16 number in the matrix: the weight itself, or the largest group's step.
-  const float largest = type == WeightType::int8   ? max_abs / 127.0f
-                        : type == WeightType::int4 ? max_abs / 5.0f
-                                                   : max_abs;
+  const float largest = type == WeightType::int8    ? max_abs / 127.0f
+                        : type == WeightType::int4  ? max_abs / 5.0f
+                        : type == WeightType::int16 ? max_abs / 32767.0f
+                                                    : max_abs;
   // Put it just below 2^15, so that 29 octaves below it are normal numbers.
   int exponent = 0;
   std::frexp(largest, &exponent);
   return std::ldexp(1.0f, std::clamp(exponent - 15, -126, 127));
+}
+
+bool has_half_significands(const float* values, size_t n) {
+  uint32_t low_bits = 0;
+  for (size_t i = 0; i < n; ++i) low_bits |= std::bit_cast<uint32_t>(values[i]);
+  return (low_bits & 0x1FFFu) == 0;  // a float32 has 13 more bits than a binary16
 }
 
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,
@@ -122,10 +141,11 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
       continue;
     }
     const bool is_int4 = shape.type == WeightType::int4;
-    const int low = is_int4 ? -8 : -127, high = is_int4 ? 7 : 127;
+    const int high = is_int4 ? 7 : shape.type == WeightType::int8 ? 127 : 32767;
+    const int low = is_int4 ? -8 : -high;
     for (uint32_t g = 0; g < shape.groups(); ++g) {
       const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
-      const uint16_t bits = is_int4 ? choose_step_int4(w, scale) : choose_step_int8(w, scale);
+      const uint16_t bits = is_int4 ? choose_step_int4(w, scale) : choose_step_symmetric(w, high, scale);
       store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);
       const float step = scale * half_to_float(bits);
       const float inverse = step == 0 ? 0.0f : 1.0f / step;
@@ -133,14 +153,7 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
         const uint32_t col = g * shape.group + i;
         const int q = quantise(w[i], inverse, low, high);
         total.add(w[i], step * static_cast<float>(q));
-        if (is_int4) {
-          const uint32_t step_index = col / kStepInputs;
-          const size_t at =
-              size_t{step_index / 2} * 64 + lane * kStepInputs + col % kStepInputs;
-          weights[at] = static_cast<uint8_t>(weights[at] | (q + 8) << (step_index % 2 == 0 ? 0 : 4));
-        } else {
-          weights[weight_index(lane, col)] = static_cast<uint8_t>(q + 128);
-        }
+        store_weight(shape.type, weights, lane, col, q);
       }
     }
   }

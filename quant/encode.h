@@ -17,6 +17,10 @@ MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t
 // given the largest magnitude in it. 1 for fp32.
 float matrix_scale(WeightType type, float max_abs);
 
+// Whether every value has the 11 significant bits of binary16 or fewer (as all of bfloat16's and binary16's do). Under
+// matrix_scale() such values are exact in binary16, or, where they are very small, within 2^-40 of the largest.
+bool has_half_significands(const float* values, size_t n);
+
 // Sums over the elements that were encoded, of the source and of what the kernels will see.
 struct EncodeError {
   double sum_squares = 0;        // of the source
@@ -29,7 +33,8 @@ struct EncodeError {
 // Encodes 16 rows to one row block of shape.row_block_bytes() at `out`.
 // `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite.
 //
-// int8: per group and row, scale = max|w| / 127 in binary16, weights rounded to nearest.
+// int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to nearest.
+// int16: the same with 32767.
 // int4: per group and row, the scale that minimises the sum of squared errors among 33 candidates around
 //       -w_extreme / 8 (the extreme value takes -8, the longer end of the range).
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,

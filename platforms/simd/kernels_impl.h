@@ -121,6 +121,53 @@ struct Kernels {
     matmul_float<true>(w, begin, end, x, x_stride, tokens, out, out_stride);
   }
 
+  // int16 weights: a sum per group, then times the group's scales.
+  template <int T>
+  static ME_INLINE void int16_rows(const uint8_t* block, const MatrixShape& shape, const float* x,
+                                   size_t x_stride, float scale, float* out, size_t out_stride) {
+    const uint16_t* weight_scale = reinterpret_cast<const uint16_t*>(block);
+    const int16_t* w = reinterpret_cast<const int16_t*>(block + shape.scale_bytes());
+    V acc[T];
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) acc[t] = V::broadcast(0.0f);
+    for (size_t g = 0; g < shape.groups(); ++g) {
+      V sum[T];
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) sum[t] = V::broadcast(0.0f);
+      for (size_t c = g * shape.group; c < (g + 1) * shape.group; ++c, w += kLanes) {
+        const V values = Isa::from_i16(w);
+        ME_UNROLL
+        for (int t = 0; t < T; ++t) {
+          sum[t] = V::fma(values, V::broadcast(x[static_cast<size_t>(t) * x_stride + c]), sum[t]);
+        }
+      }
+      const V ws = Isa::from_f16(weight_scale + g * kTileRows);
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) acc[t] = V::fma(ws, sum[t], acc[t]);
+    }
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      (acc[t] * V::broadcast(scale)).store(out + static_cast<size_t>(t) * out_stride);
+    }
+  }
+
+  static void matmul_i16_f32(const Matrix& w, size_t begin, size_t end, const float* x,
+                             size_t x_stride, size_t tokens, float* out, size_t out_stride) {
+    for (size_t r = begin; r < end; ++r) {
+      const uint8_t* block = w.data + r * w.row_block_bytes;
+      float* o = out + r * kTileRows;
+      size_t t = 0;
+      for (; t + 4 <= tokens; t += 4) {
+        int16_rows<4>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                      out_stride);
+      }
+      for (; t < tokens; ++t) {
+        int16_rows<1>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                      out_stride);
+      }
+    }
+  }
+
   // One row block times T tokens, the first of which is `t0`.
   template <int T, bool kInt4>
   static ME_INLINE void quantised_rows(const uint8_t* block, const MatrixShape& shape,

@@ -348,11 +348,15 @@ TEST_P(Kernels, MatmulQuantisedDoesNotSaturate) {
 }
 
 TEST_P(Kernels, MatmulFloatMeetsItsBound) {
-  for (const WeightType type : {WeightType::f32, WeightType::f16}) {
-    for (const size_t cols : Sizes{1, 2, 3, 16, 17, 63, 160, 1001}) {
+  for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int16}) {
+    const bool int16 = type == WeightType::int16;
+    const std::vector<size_t> sizes =
+        int16 ? std::vector<size_t>{16, 96, 160, 1008} : std::vector<size_t>{1, 2, 3, 16, 17, 63, 160, 1001};
+    for (const size_t cols : sizes) {
       for (const size_t tokens : Sizes{1, 2, 3, 4, 5, 7, 9}) {
         const size_t rows = 1 + random() % 50;
-        TestMatrix m(type, rows, cols, 1, 2.0f);
+        const size_t group = int16 ? (cols % 48 == 0 ? 48 : 16) : 1;
+        TestMatrix m(type, rows, cols, group, 2.0f);
         const size_t stride = m.shape.row_blocks() * 16;
         const size_t x_stride = padded(cols);
         auto weight = [&](size_t row, size_t col) -> double {
@@ -363,23 +367,28 @@ TEST_P(Kernels, MatmulFloatMeetsItsBound) {
             return v;
           }
           uint16_t h;
-          std::memcpy(&h, block + (col * 16 + row % 16) * 2, 2);
-          return half_to_double(h);
+          std::memcpy(&h, block + m.shape.scale_bytes() + (col * 16 + row % 16) * 2, 2);
+          return int16 ? m.group_scale(row, col / group) * static_cast<int16_t>(h) : half_to_double(h);
         };
         for (size_t row = 0; row < stride; ++row) {
+          for (size_t g = 0; int16 && g < cols / group; ++g) {
+            m.set_group_scale(row, g, static_cast<uint16_t>(random() % 0x7c00));
+          }
           for (size_t col = 0; col < cols; ++col) {
             if (type == WeightType::f32) {
               const float v = uniform(-1, 1);
               std::memcpy(m.block(row) + (col * 16 + row % 16) * 4, &v, 4);
             } else {  // any finite one
               const uint16_t h = static_cast<uint16_t>((random() & 0x8000) | random() % 0x7c00);
-              std::memcpy(m.block(row) + (col * 16 + row % 16) * 2, &h, 2);
+              std::memcpy(m.block(row) + m.shape.scale_bytes() + (col * 16 + row % 16) * 2, &h, 2);
             }
           }
         }
         Floats x = floats(tokens * x_stride, -1, 1);
         Floats out(tokens * stride);
-        const auto matmul = type == WeightType::f32 ? k.matmul_f32_f32 : k.matmul_f16_f32;
+        const auto matmul = type == WeightType::f32   ? k.matmul_f32_f32
+                            : type == WeightType::f16 ? k.matmul_f16_f32
+                                                      : k.matmul_i16_f32;
         matmul(m.m, 0, m.shape.row_blocks(), x.data(), x_stride, tokens, out.data(), stride);
         for (size_t t = 0; t < tokens; ++t) {
           for (size_t row = 0; row < stride; ++row) {
@@ -390,7 +399,7 @@ TEST_P(Kernels, MatmulFloatMeetsItsBound) {
               size += std::fabs(term);
             }
             ASSERT_LE(std::fabs(out[t * stride + row] - sum),
-                      (static_cast<double>(cols) + 2) * kU * size + kTiny)
+                      (static_cast<double>(cols + m.shape.groups()) + 2) * kU * size + kTiny)
                 << type_name(type) << " cols " << cols << " token " << t << " row " << row;
           }
         }
