@@ -103,8 +103,11 @@ class Output {
     write_stdout((last_ == '\n' ? "" : ",") + std::to_string(id));
     last_ = '0';
   }
-  void end_line() {
-    if (last_ != '\n') text("\n");
+  // Ends a line that was begun; false if none was.
+  bool end_line() {
+    if (last_ == '\n') return false;
+    text("\n");
+    return true;
   }
 
  private:
@@ -179,14 +182,14 @@ class Writer {
     }
     reply.decode_seconds = now_seconds() - started;
     if (decoder_ && !filter_.stopped()) {
-      if (!options_keep_open_) show(reply, filter_.add(decoder_->finish()));
+      if (!keep_open_) show(reply, filter_.add(decoder_->finish()));
       if (!filter_.stopped()) show(reply, filter_.finish());
     }
     return reply;
   }
 
   // The text goes on after this reply, so a character that is not complete yet may become so.
-  void keep_open() { options_keep_open_ = true; }
+  void keep_open() { keep_open_ = true; }
 
  private:
   void make_decoder() {
@@ -225,7 +228,7 @@ class Writer {
     for (size_t at = 0; at < tokens.size(); at += slice) {
       if (interrupt_signal() != 0) return false;
       session_.prefill(tokens.data() + at, std::min(slice, tokens.size() - at), nullptr);
-      if (options_.json || !display) progress.update(at);
+      if (options_.json || !display) progress.update(at);  // not into the line of the prompt
     }
     reply.prompt_seconds = now_seconds() - started;
     return true;
@@ -241,7 +244,7 @@ class Writer {
   std::optional<TextDecoder> decoder_;
   std::optional<int32_t> pending_;  // drawn, but the model has not taken it yet
   bool newline_ = true;
-  bool options_keep_open_ = false;
+  bool keep_open_ = false;
   uint64_t resets_ = 0;
 };
 
@@ -378,7 +381,8 @@ int converse(const Model& model, const Options& options, double load_seconds) {
       ids = model.tokenize((join ? "\n" : "") + *line, MAMBA_EDGE_NO_TEMPLATE);
     }
     const Reply reply = writer.run(std::move(ids), false);
-    output.end_line();
+    if (!output.end_line() && reply.reason == StopReason::interrupted)
+      write_stderr("\n");  // after the echoed ^C
     if (options.stats) print_stats(model, writer, options, reply, load_seconds);
     if (interrupt_signal() == SIGTERM) throw Interrupted();
     clear_interrupt();

@@ -226,23 +226,35 @@ Json memory_json(const std::string& path) {
 
 // ---- as text
 
-std::string shape_text(const Json& shape) {
-  std::string text = "[";
-  for (const Json& n : shape) text += (text.size() > 1 ? ", " : "") + n.dump();
-  return text + "]";
-}
-
 std::string line(const char* label, const std::string& value) {
   std::string text = label;
   text.resize(std::max<size_t>(text.size() + 1, 12), ' ');
   return text + value + "\n";
 }
 
+// Items with commas between them, on as many lines as it takes.
+std::string list_lines(const char* label, const std::vector<std::string>& items) {
+  constexpr size_t kWidth = 84;
+  std::string text, row;
+  for (size_t i = 0; i < items.size(); ++i) {
+    row += items[i];
+    const bool last = i + 1 == items.size();
+    row += last ? "" : ", ";
+    if (!last && row.size() + items[i + 1].size() < kWidth) continue;
+    if (row.ends_with(' ')) row.pop_back();
+    text += line(text.empty() ? label : "", row);
+    row.clear();
+  }
+  return text;
+}
+
 std::string plain(const Json& value) {
   if (value.is_string()) return printable(value.get<std::string>());
   if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
-  if (value.is_array()) return shape_text(value);
-  return value.dump();
+  if (!value.is_array()) return value.dump();
+  std::string text = "[";
+  for (const Json& element : value) text += (text.size() > 1 ? ", " : "") + plain(element);
+  return text + "]";
 }
 
 std::string token_text(const Json& tokenizer, const Json& id) {
@@ -257,17 +269,17 @@ std::string report_text(const Json& report, bool list) {
   std::string text = line("file", printable(report["file"].get<std::string>()) + ", " +
                                       bytes(report["file_bytes"]) + ", fingerprint " +
                                       report["fingerprint"].get<std::string>());
-  std::string config;
-  for (const auto& [key, value] : report["config"].items()) {
-    if (key != "architecture") config += (config.empty() ? "" : ", ") + key + " " + plain(value);
-  }
   text +=
       line("model", plain(report["config"]["architecture"]) +
                         (report["memory"].is_null()
                              ? ""
                              : ", " + format_count(report["memory"]["parameters"].get<uint64_t>()) +
                                    " parameters"));
-  text += line("config", config);
+  std::vector<std::string> config;
+  for (const auto& [key, value] : report["config"].items()) {
+    if (key != "architecture") config.push_back(key + " " + plain(value));
+  }
+  text += list_lines("config", config);
 
   const Json& tokenizer = report["tokenizer"];
   if (tokenizer.is_null()) {
@@ -337,7 +349,7 @@ std::string report_text(const Json& report, bool list) {
       if (tensor.contains("group_size")) type += "/" + plain(tensor["group_size"]);
       std::snprintf(row, sizeof row, "%-*s  %-8s %-16s %12s %12s %6.3f  %s\n",
                     static_cast<int>(widest), plain(tensor["name"]).c_str(), type.c_str(),
-                    shape_text(tensor["shape"]).c_str(), tensor["bytes"].dump().c_str(),
+                    plain(tensor["shape"]).c_str(), tensor["bytes"].dump().c_str(),
                     tensor["stored_bytes"].dump().c_str(), tensor["ratio"].get<double>(),
                     plain(tensor["checksum"]).c_str());
       text += row;

@@ -49,7 +49,7 @@ struct Result {
   std::string out, err;
 };
 
-struct Run {
+struct Invocation {
   std::vector<std::string> arguments;  // the program first, by name
   std::string input;
   std::map<std::string, std::string> environment;
@@ -68,7 +68,7 @@ inline std::vector<std::string> command(const std::vector<std::string>& argument
   return words;
 }
 
-[[noreturn]] inline void become(const Run& run) {
+[[noreturn]] inline void become(const Invocation& run) {
   for (const auto& [key, value] : run.environment) setenv(key.c_str(), value.c_str(), 1);
   std::vector<std::string> words = command(run.arguments);
   std::vector<char*> pointers;
@@ -82,7 +82,7 @@ inline int exit_status(int status) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
-inline Result execute(const Run& run) {
+inline Result execute(const Invocation& run) {
   int in[2], out[2], err[2];
   if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0 || pipe2(err, O_CLOEXEC) != 0)
     std::abort();
@@ -152,7 +152,7 @@ inline Result execute(const Run& run) {
 }
 
 inline Result execute(std::vector<std::string> arguments, std::string input = {}) {
-  Run run;
+  Invocation run;
   run.arguments = std::move(arguments);
   run.input = std::move(input);
   return execute(run);
@@ -190,6 +190,17 @@ inline std::string read_bytes(const std::string& path) {
 inline void write_bytes(const std::string& path, std::string_view bytes) {
   std::ofstream(path, std::ios::binary)
       .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+}
+
+// Ids as "1,2,3".
+template <typename Ids>
+std::string comma_separated(const Ids& ids) {
+  std::string text;
+  for (const auto& id : ids) {
+    if (!text.empty()) text += ',';
+    text += Json(id).dump();
+  }
+  return text;
 }
 
 inline std::string source(const std::string& path) {
