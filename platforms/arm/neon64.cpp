@@ -31,7 +31,8 @@ struct Neon64Isa {
   using Arch = Neon64;
   using V = Lanes<Arch>;
   using Ints = V::Ints;
-  static constexpr size_t kTokenBlock = 2;
+  static constexpr int kFloatTokens = 4;
+  static constexpr int kIntTokens = 2;
   static constexpr int32_t kZero8 = 0;  // the dots below take the zero off the weights themselves
   static constexpr int32_t kZero4 = 0;
 

@@ -10,7 +10,8 @@ struct GenericIsa {
   using Arch = Generic;
   using V = Lanes<Arch>;
   using Ints = V::Ints;
-  static constexpr size_t kTokenBlock = 4;
+  static constexpr int kFloatTokens = 4;
+  static constexpr int kIntTokens = 4;
   static constexpr int32_t kZero8 = 128;
   static constexpr int32_t kZero4 = 8;
 

@@ -2,20 +2,21 @@
 // per table.
 //
 // `Isa` supplies what differs:
-//   Arch                                          the type that Lanes<Arch> is made of
-//   Lanes from_f16(const uint16_t* p)             sixteen binary16 values, exact, subnormals
-//   included int32_t quantise(const Lanes& x, int8_t* q)   rounds sixteen values of magnitude <=
-//   127 to nearest even, stores
-//                                                 them and returns their sum
-//   Ints broadcast_int(int32_t v)
-//   dot_i8<T>(w, inputs, q, dot)                  dot[t][row] += sum of weight byte * q[t][i] over
-//   one group of inputs; dot_i4<T>(w, inputs, q, dot)                  a byte (nibble) stands for
-//   its value plus kZero8 (kZero4) kTokenBlock                                   tokens that are
-//   multiplied by one reading of the weights
+//
+//   Arch: what Lanes<Arch> is made of.
+//   V from_f16(p), V from_i16(p): sixteen binary16 numbers (exact) or integers.
+//   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
+//   Ints broadcast_int(v).
+//   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
+//     group of inputs, where a stored byte (nibble) counts as its value plus kZero8 (kZero4).
+//   kFloatTokens, kIntTokens: tokens that one reading of the weights serves, a power of two, by how
+//     many sums fit in the registers.
 //
 // A token's result may not depend on T: the dots are exact integers, and what follows is one chain
 // of float operations per row and token, so it does not.
 #pragma once
+
+#include <type_traits>
 
 #include "platforms/kernels.h"
 #include "platforms/simd/lanes.h"
@@ -28,9 +29,6 @@ struct Kernels {
   using V = Lanes<typename Isa::Arch>;
   using Ints = typename V::Ints;
 
-  static constexpr size_t kTokenBlock =
-      Isa::kTokenBlock;  // tokens that share one reading of the weights
-
   static ME_INLINE V silu(const V& x) {
     const V one = V::broadcast(1.0f);
     return x / (one + V::exp(V::broadcast(0.0f) - x));
@@ -40,6 +38,14 @@ struct Kernels {
     alignas(64) float v[kLanes];
     x.store(v);
     return sum_tree(v);
+  }
+
+  // Calls f(T, t) for blocks of T tokens from t on, as large as they fit: kMax, then its halves. T
+  // is a constant.
+  template <int kMax, typename F>
+  static ME_INLINE void token_blocks(size_t tokens, const F& f, size_t t = 0) {
+    for (; t + kMax <= tokens; t += kMax) f(std::integral_constant<int, kMax>{}, t);
+    if constexpr (kMax > 1) token_blocks<kMax / 2>(tokens, f, t);
   }
 
   // ---- quantisation ----
@@ -99,15 +105,10 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      size_t t = 0;
-      for (; t + 4 <= tokens; t += 4) {
-        float_rows<4, kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
-                             out_stride);
-      }
-      for (; t < tokens; ++t) {
-        float_rows<1, kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
-                             out_stride);
-      }
+      token_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
+        float_rows<n(), kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                               out_stride);
+      });
     }
   }
 
@@ -156,15 +157,10 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      size_t t = 0;
-      for (; t + 4 <= tokens; t += 4) {
-        int16_rows<4>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
-                      out_stride);
-      }
-      for (; t < tokens; ++t) {
-        int16_rows<1>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
-                      out_stride);
-      }
+      token_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
+        int16_rows<n()>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
+                        out_stride);
+      });
     }
   }
 
@@ -221,13 +217,9 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      size_t t = 0;
-      for (; t + kTokenBlock <= tokens; t += kTokenBlock) {
-        quantised_rows<static_cast<int>(kTokenBlock), kInt4>(block, w.shape, x, t, w.scale, o,
-                                                             out_stride);
-      }
-      for (; t < tokens; ++t)
-        quantised_rows<1, kInt4>(block, w.shape, x, t, w.scale, o, out_stride);
+      token_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
+        quantised_rows<n(), kInt4>(block, w.shape, x, t, w.scale, o, out_stride);
+      });
     }
   }
 

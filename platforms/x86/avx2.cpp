@@ -22,7 +22,8 @@ namespace {
 struct Avx2Isa : X86Dot<Avx2Registers, Avx2> {
   using Arch = Avx2;
   using V = Lanes<Arch>;
-  static constexpr size_t kTokenBlock = 4;
+  static constexpr int kFloatTokens = 4;
+  static constexpr int kIntTokens = 4;
 
   static ME_INLINE V from_f16(const uint16_t* p) {
     V r;

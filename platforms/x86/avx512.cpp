@@ -22,7 +22,8 @@ namespace {
 struct Avx512Isa : X86Dot<Avx512Registers, Avx512> {
   using Arch = Avx512;
   using V = Lanes<Arch>;
-  static constexpr size_t kTokenBlock = 8;
+  static constexpr int kFloatTokens = 8;
+  static constexpr int kIntTokens = 8;
 
   static ME_INLINE V from_f16(const uint16_t* p) {
     V r;

@@ -24,7 +24,8 @@ namespace {
 struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
   using Arch = Sse2;
   using V = Lanes<Arch>;
-  static constexpr size_t kTokenBlock = 2;
+  static constexpr int kFloatTokens = 2;
+  static constexpr int kIntTokens = 2;
 
   // Rebiases the exponent; subnormals go through a subtraction that makes them normal, and is
   // exact.
