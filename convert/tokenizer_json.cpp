@@ -581,8 +581,6 @@ class Compiler {
     if (!root_.is_object()) throw Error(name_ + ": expected an object");
     const json& version = get(root_, "version");
     if (!version.is_null() && version != "1.0") refuse("version", version);
-    if (!get(root_, "truncation").is_null()) refuse("truncation", get(root_, "truncation"));
-    padding(get(root_, "padding"));
     normalizer(get(root_, "normalizer"));
     pre_tokenizer(get(root_, "pre_tokenizer"));
     model(get(root_, "model"));
@@ -639,13 +637,6 @@ class Compiler {
   }
   void check_count(const std::vector<json>& steps, const char* what) const {
     if (steps.size() > kMaxOps) throw Error(name_ + ": " + what + " has more than 16 steps");
-  }
-
-  void padding(const json& value) const {
-    if (value.is_null()) return;
-    const bool longest = value.is_object() && get(value, "strategy") == "BatchLongest" &&
-                         get(value, "pad_to_multiple_of").is_null();
-    if (!longest) refuse("padding", value);
   }
 
   // {"String": ...} or {"Regex": ...}; a regular expression without special characters is a string.
