@@ -227,8 +227,9 @@ class Writer {
     Progress progress("reading the prompt", tokens.size());
     for (size_t at = 0; at < tokens.size(); at += slice) {
       if (interrupt_signal() != 0) return false;
+      if (at > 0 && (options_.json || !display))
+        progress.update(at);  // not into a prompt that is shown
       session_.prefill(tokens.data() + at, std::min(slice, tokens.size() - at), nullptr);
-      if (options_.json || !display) progress.update(at);  // not into the line of the prompt
     }
     reply.prompt_seconds = now_seconds() - started;
     return true;
@@ -450,7 +451,7 @@ int run(int argc, char** argv) {
   app.add_flag("--greedy", greedy, "The same as --temp 0");
   add_integer(app, "--top-k", options.top_k, 0, INT32_MAX,
               "Draw from the K likeliest tokens; 0: from all");
-  add_real(app, "--top-p", options.top_p, 0, 1,
+  add_real(app, "--top-p", options.top_p, 1e-6, 1,
            "Draw from the likeliest tokens that together reach P; 1: from all");
   add_real(app, "--min-p", options.min_p, 0, 1,
            "Drop tokens less than P times as likely as the likeliest; 0: none");
