@@ -350,8 +350,8 @@ TEST_P(Kernels, MatmulQuantisedDoesNotSaturate) {
 TEST_P(Kernels, MatmulFloatMeetsItsBound) {
   for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int16}) {
     const bool int16 = type == WeightType::int16;
-    const std::vector<size_t> sizes =
-        int16 ? std::vector<size_t>{16, 96, 160, 1008} : std::vector<size_t>{1, 2, 3, 16, 17, 63, 160, 1001};
+    const std::vector<size_t> sizes = int16 ? std::vector<size_t>{16, 96, 160, 1008}
+                                            : std::vector<size_t>{1, 2, 3, 16, 17, 63, 160, 1001};
     for (const size_t cols : sizes) {
       for (const size_t tokens : Sizes{1, 2, 3, 4, 5, 7, 9}) {
         const size_t rows = 1 + random() % 50;
@@ -368,7 +368,8 @@ TEST_P(Kernels, MatmulFloatMeetsItsBound) {
           }
           uint16_t h;
           std::memcpy(&h, block + m.shape.scale_bytes() + (col * 16 + row % 16) * 2, 2);
-          return int16 ? m.group_scale(row, col / group) * static_cast<int16_t>(h) : half_to_double(h);
+          return int16 ? m.group_scale(row, col / group) * static_cast<int16_t>(h)
+                       : half_to_double(h);
         };
         for (size_t row = 0; row < stride; ++row) {
           for (size_t g = 0; int16 && g < cols / group; ++g) {
