@@ -1,5 +1,5 @@
-// Finds every tensor that the config implies, checks its shape, and brings its bytes to their final place: large tensors
-// inflate in parallel, frame by frame; raw ones are mapped.
+// Finds every tensor that the config implies, checks its shape, and brings its bytes to their final
+// place: large tensors inflate in parallel, frame by frame; raw ones are mapped.
 #include <pthread.h>
 
 #include <algorithm>
@@ -65,7 +65,8 @@ Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n
   ThreadPool* pool = nullptr;
   if (n_threads > 1 && n_jobs > 1) {
     // A pool that cannot be had is no reason to fail: one thread can do it all.
-    memory = std::aligned_alloc(kBlockAlign, round_up<size_t>(ThreadPool::required_bytes(n_threads), kBlockAlign));
+    memory = std::aligned_alloc(
+        kBlockAlign, round_up<size_t>(ThreadPool::required_bytes(n_threads), kBlockAlign));
     if (memory != nullptr && ThreadPool::create(memory, n_threads, &pool) != 0) pool = nullptr;
   }
   if (pool != nullptr) {
@@ -80,7 +81,8 @@ Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n
 
 class Loader {
  public:
-  Loader(const ModelOptions& options, Model* model) : options_(options), m_(*model), c_(model->container) {}
+  Loader(const ModelOptions& options, Model* model)
+      : options_(options), m_(*model), c_(model->container) {}
   ~Loader() {
     std::free(data_);
     std::free(jobs_);
@@ -97,8 +99,8 @@ class Loader {
 
  private:
   Status out_of_memory(const char* what, uint64_t bytes) const {
-    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for %s (%llu bytes)", c_.path(), what,
-                         static_cast<unsigned long long>(bytes));
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for %s (%llu bytes)", c_.path(),
+                         what, static_cast<unsigned long long>(bytes));
   }
 
   // The directory entry of canonical tensor i, checked against the config.
@@ -119,17 +121,20 @@ class Loader {
         }
       }
       if (*index == c_.n_tensors()) {
-        return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: tensor \"%s\" is missing", c_.path(), name);
+        return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: tensor \"%s\" is missing", c_.path(),
+                             name);
       }
     }
     if (entry->is_matrix != spec.is_matrix || entry->shape.rows != spec.rows ||
         entry->logical_cols != spec.cols) {
-      return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: tensor \"%s\" is %u x %u; the config implies %u x %u",
-                           c_.path(), name, entry->shape.rows, entry->logical_cols, spec.rows, spec.cols);
+      return Status::error(MAMBA_EDGE_BAD_FORMAT,
+                           "%s: tensor \"%s\" is %u x %u; the config implies %u x %u", c_.path(),
+                           name, entry->shape.rows, entry->logical_cols, spec.rows, spec.cols);
     }
     if (!spec.quantisable && entry->shape.type != WeightType::f32) {
-      return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s: tensor \"%s\" is stored as %s; it must be fp32",
-                           c_.path(), name, type_name(entry->shape.type));
+      return Status::error(MAMBA_EDGE_UNSUPPORTED,
+                           "%s: tensor \"%s\" is stored as %s; it must be fp32", c_.path(), name,
+                           type_name(entry->shape.type));
     }
     return {};
   }
@@ -142,7 +147,7 @@ class Loader {
     for (uint32_t i = 0; i < n_; ++i) {
       TensorEntry t;
       ME_TRY(find(i, &t, &data_[i].index));
-      m_.n_parameters += static_cast<int64_t>(t.shape.rows) * t.logical_cols;
+      m_.n_parameters += published_elements(m_.config, tensor_spec(m_.config, i));
       m_.weight_bytes += t.blob.raw_bytes;
       if (t.blob.encoding == Encoding::raw) {
         m_.mapped_bytes += t.blob.raw_bytes;
@@ -159,7 +164,8 @@ class Loader {
     const uint64_t total = memory_total();
     if (total != 0 && m_.memory_bytes > total) {
       return Status::error(MAMBA_EDGE_OUT_OF_MEMORY,
-                           "%s: the weights need %llu MB of memory and this machine has %llu MB; convert to a smaller "
+                           "%s: the weights need %llu MB of memory and this machine has %llu MB; "
+                           "convert to a smaller "
                            "type, or with --store, which maps the file instead",
                            c_.path(), static_cast<unsigned long long>(m_.memory_bytes >> 20),
                            static_cast<unsigned long long>(total >> 20));
@@ -170,7 +176,8 @@ class Loader {
     }
     if (m_.mapped_bytes > 0) {
       if (const int error = file_map(c_.file(), 0, c_.file_bytes(), &m_.mapping)) {
-        return Status::error(MAMBA_EDGE_IO, "%s: cannot map the file: %s", c_.path(), std::strerror(error));
+        return Status::error(MAMBA_EDGE_IO, "%s: cannot map the file: %s", c_.path(),
+                             std::strerror(error));
       }
       file_prefetch(m_.mapping);
     }
@@ -182,8 +189,8 @@ class Loader {
       if (t.blob.encoding == Encoding::raw) {
         data_[i].data = m_.mapping.data + c_.frame(t.blob.first_frame).offset;
         if (options_.verify && xxh64(data_[i].data, t.blob.raw_bytes) != t.blob.checksum) {
-          return c_.damaged("the checksum of \"%.*s\" does not match", static_cast<int>(t.name.size()),
-                            t.name.data());
+          return c_.damaged("the checksum of \"%.*s\" does not match",
+                            static_cast<int>(t.name.size()), t.name.data());
         }
         continue;
       }
@@ -214,24 +221,60 @@ class Loader {
           w.embedding = matrix(i);
           if (m_.config.tied != 0) set(&w.head, i, &m_.to_head);
           break;
-        case TensorRole::head: set(&w.head, i, &m_.to_head); break;
-        case TensorRole::final_norm: w.final_norm = floats; break;
-        case TensorRole::final_norm_bias: w.final_norm_bias = floats; break;
-        case TensorRole::norm: layer.norm = floats; break;
-        case TensorRole::norm_bias: layer.norm_bias = floats; break;
-        case TensorRole::in_proj: set(&layer.in_proj, i, &m_.to_in_proj); break;
-        case TensorRole::in_proj_bias: layer.in_proj_bias = floats; break;
-        case TensorRole::conv: layer.conv = floats; break;
-        case TensorRole::conv_bias: layer.conv_bias = floats; break;
-        case TensorRole::x_proj: set(&layer.x_proj, i, &m_.to_x_proj); break;
-        case TensorRole::dt_proj: set(&layer.dt_proj, i, &m_.to_dt_proj); break;
-        case TensorRole::dt_bias: layer.dt_bias = floats; break;
-        case TensorRole::a: layer.a = floats; break;
-        case TensorRole::d: layer.d = floats; break;
-        case TensorRole::gate_norm: layer.gate_norm = floats; break;
-        case TensorRole::init_states: layer.init_states = floats; break;
-        case TensorRole::out_proj: set(&layer.out_proj, i, &m_.to_out_proj); break;
-        case TensorRole::out_proj_bias: layer.out_proj_bias = floats; break;
+        case TensorRole::head:
+          set(&w.head, i, &m_.to_head);
+          break;
+        case TensorRole::final_norm:
+          w.final_norm = floats;
+          break;
+        case TensorRole::final_norm_bias:
+          w.final_norm_bias = floats;
+          break;
+        case TensorRole::norm:
+          layer.norm = floats;
+          break;
+        case TensorRole::norm_bias:
+          layer.norm_bias = floats;
+          break;
+        case TensorRole::in_proj:
+          set(&layer.in_proj, i, &m_.to_in_proj);
+          break;
+        case TensorRole::in_proj_bias:
+          layer.in_proj_bias = floats;
+          break;
+        case TensorRole::conv:
+          layer.conv = floats;
+          break;
+        case TensorRole::conv_bias:
+          layer.conv_bias = floats;
+          break;
+        case TensorRole::x_proj:
+          set(&layer.x_proj, i, &m_.to_x_proj);
+          break;
+        case TensorRole::dt_proj:
+          set(&layer.dt_proj, i, &m_.to_dt_proj);
+          break;
+        case TensorRole::dt_bias:
+          layer.dt_bias = floats;
+          break;
+        case TensorRole::a:
+          layer.a = floats;
+          break;
+        case TensorRole::d:
+          layer.d = floats;
+          break;
+        case TensorRole::gate_norm:
+          layer.gate_norm = floats;
+          break;
+        case TensorRole::init_states:
+          layer.init_states = floats;
+          break;
+        case TensorRole::out_proj:
+          set(&layer.out_proj, i, &m_.to_out_proj);
+          break;
+        case TensorRole::out_proj_bias:
+          layer.out_proj_bias = floats;
+          break;
       }
     }
   }
@@ -251,7 +294,8 @@ class Loader {
     if (m_.tokenizer_blob == nullptr) return out_of_memory("the tokenizer", blob.raw_bytes);
     ME_TRY(c_.read_blob(blob, m_.tokenizer_blob, "TOKN"));
     const Status opened = Tokenizer::open({m_.tokenizer_blob, blob.raw_bytes}, &m_.tokenizer);
-    if (!opened.ok()) return Status::error(opened.code(), "%s: tokenizer: %s", c_.path(), opened.message());
+    if (!opened.ok())
+      return Status::error(opened.code(), "%s: tokenizer: %s", c_.path(), opened.message());
     m_.has_tokenizer = true;
     return {};
   }
@@ -284,8 +328,8 @@ Status load_model(const char* path, const ModelOptions& options, Model* model) {
   model->kernels = select_table(options.isa);
   if (model->kernels == nullptr) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
-                         "instruction set \"%s\" is not known or not on this machine; known are %s", options.isa,
-                         known_isas());
+                         "instruction set \"%s\" is not known or not on this machine; known are %s",
+                         options.isa, known_isas());
   }
   ME_TRY(Container::open(path, &model->container));
   model->config = model->container.config();

@@ -7,11 +7,25 @@
 namespace mamba_edge {
 namespace {
 
-constexpr const char* kNames[kTensorRoles] = {
-    "embedding", "head",    "final_norm", "final_norm_bias", "norm",     "norm_bias",
-    "in_proj",   "in_proj_bias", "conv",  "conv_bias",       "x_proj",   "dt_proj",
-    "dt_bias",   "a",       "d",          "gate_norm",       "init_states", "out_proj",
-    "out_proj_bias"};
+constexpr const char* kNames[kTensorRoles] = {"embedding",
+                                              "head",
+                                              "final_norm",
+                                              "final_norm_bias",
+                                              "norm",
+                                              "norm_bias",
+                                              "in_proj",
+                                              "in_proj_bias",
+                                              "conv",
+                                              "conv_bias",
+                                              "x_proj",
+                                              "dt_proj",
+                                              "dt_bias",
+                                              "a",
+                                              "d",
+                                              "gate_norm",
+                                              "init_states",
+                                              "out_proj",
+                                              "out_proj_bias"};
 
 constexpr TensorRole kFirstLayerRole = TensorRole::norm;
 
@@ -23,17 +37,25 @@ bool has_role(const ModelConfig& config, TensorRole role) {
   const uint32_t proj_bias = mamba2 ? config.mamba2.proj_bias : config.mamba1.proj_bias;
   const uint32_t conv_bias = mamba2 ? config.mamba2.conv_bias : config.mamba1.conv_bias;
   switch (role) {
-    case TensorRole::head: return config.tied == 0;
+    case TensorRole::head:
+      return config.tied == 0;
     case TensorRole::final_norm_bias:
-    case TensorRole::norm_bias: return config.norm == NormKind::layer;
+    case TensorRole::norm_bias:
+      return config.norm == NormKind::layer;
     case TensorRole::in_proj_bias:
-    case TensorRole::out_proj_bias: return proj_bias != 0;
-    case TensorRole::conv_bias: return conv_bias != 0;
+    case TensorRole::out_proj_bias:
+      return proj_bias != 0;
+    case TensorRole::conv_bias:
+      return conv_bias != 0;
     case TensorRole::x_proj:
-    case TensorRole::dt_proj: return !mamba2;
-    case TensorRole::gate_norm: return mamba2 && config.mamba2.gated_norm != 0;
-    case TensorRole::init_states: return mamba2 && config.mamba2.init_states != 0;
-    default: return true;
+    case TensorRole::dt_proj:
+      return !mamba2;
+    case TensorRole::gate_norm:
+      return mamba2 && config.mamba2.gated_norm != 0;
+    case TensorRole::init_states:
+      return mamba2 && config.mamba2.init_states != 0;
+    default:
+      return true;
   }
 }
 
@@ -45,25 +67,38 @@ TensorSpec spec_of(const ModelConfig& config, TensorRole role, uint32_t layer) {
   const auto vector = [&](uint32_t rows) { return TensorSpec{role, layer, false, false, rows, 1}; };
   switch (role) {
     case TensorRole::embedding:
-    case TensorRole::head: return matrix(config.n_vocab, config.d_model, true);
-    case TensorRole::in_proj: return matrix(layout.in_proj_rows, config.d_model, true);
-    case TensorRole::conv: return matrix(layout.conv_rows, layout.d_conv, false);
-    case TensorRole::x_proj: return matrix(layout.x_proj_rows, layout.inner, true);
-    case TensorRole::dt_proj: return matrix(layout.inner, config.mamba1.dt_rank, true);
-    case TensorRole::out_proj: return matrix(config.d_model, layout.inner, true);
-    case TensorRole::init_states: return matrix(layout.inner, layout.d_state, false);
+    case TensorRole::head:
+      return matrix(config.n_vocab, config.d_model, true);
+    case TensorRole::in_proj:
+      return matrix(layout.in_proj_rows, config.d_model, true);
+    case TensorRole::conv:
+      return matrix(layout.conv_rows, layout.d_conv, false);
+    case TensorRole::x_proj:
+      return matrix(layout.x_proj_rows, layout.inner, true);
+    case TensorRole::dt_proj:
+      return matrix(layout.inner, config.mamba1.dt_rank, true);
+    case TensorRole::out_proj:
+      return matrix(config.d_model, layout.inner, true);
+    case TensorRole::init_states:
+      return matrix(layout.inner, layout.d_state, false);
     case TensorRole::a:
-      return config.is_mamba2() ? vector(layout.heads) : matrix(layout.inner, layout.d_state, false);
-    case TensorRole::dt_bias: return vector(config.is_mamba2() ? layout.heads : layout.inner);
-    case TensorRole::in_proj_bias: return vector(layout.in_proj_rows);
-    case TensorRole::conv_bias: return vector(layout.conv_rows);
+      return config.is_mamba2() ? vector(layout.heads)
+                                : matrix(layout.inner, layout.d_state, false);
+    case TensorRole::dt_bias:
+      return vector(config.is_mamba2() ? layout.heads : layout.inner);
+    case TensorRole::in_proj_bias:
+      return vector(layout.in_proj_rows);
+    case TensorRole::conv_bias:
+      return vector(layout.conv_rows);
     case TensorRole::d:
-    case TensorRole::gate_norm: return vector(layout.inner);
+    case TensorRole::gate_norm:
+      return vector(layout.inner);
     case TensorRole::final_norm:
     case TensorRole::final_norm_bias:
     case TensorRole::norm:
     case TensorRole::norm_bias:
-    case TensorRole::out_proj_bias: return vector(config.d_model);
+    case TensorRole::out_proj_bias:
+      return vector(config.d_model);
   }
   return vector(0);
 }
@@ -118,6 +153,36 @@ Layout::Layout(const ModelConfig& config) {
     in_proj_rows = 2 * inner;
     conv_rows = inner;
     x_proj_rows = dt_rank + 2 * bc;
+  }
+}
+
+int64_t published_elements(const ModelConfig& config, const TensorSpec& spec) {
+  const bool mamba2 = config.is_mamba2();
+  const int64_t inner = mamba2 ? config.mamba2.d_inner : config.mamba1.d_inner;
+  const int64_t heads = mamba2 ? config.mamba2.n_heads : 0;
+  const int64_t bc = mamba2 ? int64_t{config.mamba2.n_groups} * config.mamba2.d_state : 0;
+  switch (spec.role) {
+    case TensorRole::in_proj:
+    case TensorRole::in_proj_bias:
+      return (2 * inner + 2 * bc + heads) * spec.cols;
+    case TensorRole::conv:
+    case TensorRole::conv_bias:
+      return (inner + 2 * bc) * spec.cols;
+    case TensorRole::x_proj:
+      return (int64_t{config.mamba1.dt_rank} + 2 * config.mamba1.d_state) * inner;
+    case TensorRole::out_proj:
+      return spec.rows * inner;
+    case TensorRole::d:
+      return mamba2 && config.mamba2.d_per_channel == 0 ? heads : inner;
+    case TensorRole::a:
+    case TensorRole::dt_bias:
+      return mamba2 ? heads : inner * spec.cols;
+    case TensorRole::dt_proj:
+    case TensorRole::gate_norm:
+    case TensorRole::init_states:
+      return inner * spec.cols;
+    default:
+      return static_cast<int64_t>(spec.rows) * spec.cols;
   }
 }
 

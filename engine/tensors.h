@@ -1,11 +1,12 @@
-// The canonical list of a model's tensors: what the converter writes and the loader expects, in file order.
+// The canonical list of a model's tensors: what the converter writes and the loader expects, in
+// file order.
 //
-// Channels (d_inner) are stored in segments, one per B/C group, each padded to 16, so that a block of 16 channels
-// never crosses a group and no kernel handles tails. Padding has the value zero everywhere.
-//   in_proj rows    Mamba-1: x, z            Mamba-2: z, x, B, C, dt      (x and z segmented; B, C, dt padded to 16 as a whole)
-//   x_proj rows     dt, B, C (each padded to 16)
-//   conv rows       Mamba-1: x               Mamba-2: x, B, C
-//   columns of x_proj and out_proj           x, segmented
+// Channels (d_inner) are stored in segments, one per B/C group, each padded to 16, so that a block
+// of 16 channels never crosses a group and no kernel handles tails. Padding has the value zero
+// everywhere.
+//   in_proj rows    Mamba-1: x, z            Mamba-2: z, x, B, C, dt      (x and z segmented; B, C,
+//   dt padded to 16 as a whole) x_proj rows     dt, B, C (each padded to 16) conv rows Mamba-1: x
+//   Mamba-2: x, B, C columns of x_proj and out_proj           x, segmented
 // Knows nothing of checkpoints or of how a tensor is packed.
 #pragma once
 
@@ -30,12 +31,12 @@ enum class TensorRole : uint32_t {
   x_proj,           // Mamba-1: matrix [x_proj_rows, inner]
   dt_proj,          // Mamba-1: matrix [inner, dt_rank]
   dt_bias,          // vector [inner] (Mamba-1) or [n_heads] (Mamba-2)
-  a,                // -exp(A_log): fp32 matrix [inner, d_state] (Mamba-1), vector [n_heads] (Mamba-2)
-  d,                // vector [inner]; one value per channel, also where the checkpoint has one per head
-  gate_norm,        // Mamba-2 with gated norm: vector [inner]
-  init_states,      // Mamba-2, where learned: fp32 matrix [inner, d_state]
-  out_proj,         // matrix [d_model, inner]
-  out_proj_bias,    // vector [d_model]
+  a,            // -exp(A_log): fp32 matrix [inner, d_state] (Mamba-1), vector [n_heads] (Mamba-2)
+  d,            // vector [inner]; one value per channel, also where the checkpoint has one per head
+  gate_norm,    // Mamba-2 with gated norm: vector [inner]
+  init_states,  // Mamba-2, where learned: fp32 matrix [inner, d_state]
+  out_proj,     // matrix [d_model, inner]
+  out_proj_bias,  // vector [d_model]
 };
 constexpr uint32_t kTensorRoles = 19;
 
@@ -46,26 +47,29 @@ void tensor_name(TensorRole role, uint32_t layer, char name[40]);
 struct Layout {
   explicit Layout(const ModelConfig& config);
 
-  uint32_t segments;         // B/C groups
-  uint32_t segment;          // channels of a segment, padding excluded
-  uint32_t segment_padded;   // ... included
-  uint32_t inner;            // segments * segment_padded
+  uint32_t segments;        // B/C groups
+  uint32_t segment;         // channels of a segment, padding excluded
+  uint32_t segment_padded;  // ... included
+  uint32_t inner;           // segments * segment_padded
   uint32_t d_state, d_conv;
-  uint32_t bc;               // rows of B (and of C), padded: n_groups * d_state for Mamba-2, d_state for Mamba-1
-  uint32_t heads;            // n_heads padded to 16 (Mamba-2)
-  uint32_t dt_rank;          // padded to 16 (Mamba-1)
+  uint32_t bc;  // rows of B (and of C), padded: n_groups * d_state for Mamba-2, d_state for Mamba-1
+  uint32_t heads;    // n_heads padded to 16 (Mamba-2)
+  uint32_t dt_rank;  // padded to 16 (Mamba-1)
   uint32_t in_proj_rows, conv_rows, x_proj_rows;
   uint32_t in_z, in_x, in_b, in_c, in_dt;  // first row of each section of in_proj
 };
 
 struct TensorSpec {
   TensorRole role;
-  uint32_t layer;    // 0 for tensors outside the layers
-  bool is_matrix;    // packed as quant/blocks.h says; otherwise float [rows], padded with zeros to 16
+  uint32_t layer;  // 0 for tensors outside the layers
+  bool is_matrix;  // packed as quant/blocks.h says; otherwise float [rows], padded with zeros to 16
   bool quantisable;  // the weight type is the user's choice; otherwise float32
   uint32_t rows;     // padding by segments and sections included
   uint32_t cols;     // 1 for vectors
 };
+
+// Elements of the published tensor: without padding, D as the checkpoint has it.
+int64_t published_elements(const ModelConfig& config, const TensorSpec& spec);
 
 // The tensors of a model by index, 0 <= index < tensor_count(config), in file order.
 uint32_t tensor_count(const ModelConfig& config);
