@@ -66,7 +66,12 @@ ContainerWriter::ContainerWriter(std::filesystem::path path, int zstd_level, boo
     : path_(std::move(path)), level_(zstd_level), store_(store) {
   open_temporary();
   const std::vector<uint8_t> header(kHeaderBytes, 0);  // finish() writes the real one
-  write(header.data(), header.size());
+  try {
+    write(header.data(), header.size());
+  } catch (...) {
+    forget();  // a constructor that throws has no destructor
+    throw;
+  }
 }
 
 ContainerWriter::~ContainerWriter() { forget(); }
@@ -78,13 +83,14 @@ void ContainerWriter::fail(const char* what, int error) const {
 // A file without a name vanishes with the process that wrote it. Where the file system cannot do
 // that, the file gets a temporary name beside its own.
 void ContainerWriter::open_temporary() {
-  if (std::filesystem::is_directory(path_)) fail("write", EISDIR);
-  if (std::filesystem::exists(path_) && !std::filesystem::is_regular_file(path_)) {
+  std::error_code error;
+  const std::filesystem::file_status old = std::filesystem::status(path_, error);
+  if (std::filesystem::is_directory(old)) fail("write", EISDIR);
+  if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {
     throw Error(path_.string() + ": cannot write: it is not a regular file");
   }
-  std::filesystem::path folder = path_.parent_path();
-  if (folder.empty()) folder = ".";
-  if (!std::filesystem::is_directory(folder)) {
+  const std::filesystem::path folder = this->folder();
+  if (!std::filesystem::is_directory(folder, error)) {
     throw Error(path_.string() + ": cannot write: there is no folder " + folder.string());
   }
 #ifdef O_TMPFILE
@@ -93,14 +99,29 @@ void ContainerWriter::open_temporary() {
   if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL)
     fail("write", errno);
 #endif
-  temporary_ = path_;
-  temporary_ += ".partial-" + std::to_string(::getpid());
-  descriptor_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) {
-    const int error = errno;
-    temporary_.clear();
-    fail("write", error);
+  const int refused = name_temporary([&](const char* name) {
+    descriptor_ = ::open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    return descriptor_ >= 0 ? 0 : errno;
+  });
+  if (refused != 0) fail("write", refused);
+}
+
+std::filesystem::path ContainerWriter::folder() const {
+  return path_.has_parent_path() ? path_.parent_path() : ".";
+}
+
+// Finds a free name beside the file's own, which make(name) takes (0) or refuses (errno). Process
+// numbers repeat, across containers and after a crash, and what has such a name is not ours to
+// remove.
+int ContainerWriter::name_temporary(const std::function<int(const char*)>& make) {
+  int error = EEXIST;
+  for (int i = 0; error == EEXIST && i < 1000; ++i) {
+    temporary_ =
+        folder() / (".mamba-edge-partial-" + std::to_string(::getpid()) + "-" + std::to_string(i));
+    error = make(temporary_.c_str());
   }
+  if (error != 0) temporary_.clear();
+  return error;
 }
 
 void ContainerWriter::forget() {
@@ -113,22 +134,21 @@ void ContainerWriter::forget() {
 void ContainerWriter::publish() {
   if (::fsync(descriptor_) != 0) fail("sync", errno);
   if (temporary_.empty()) {
-    // A file without a name can only be linked to a name that is free; rename then replaces the old
-    // file at once.
-    std::filesystem::path name = path_;
-    name += ".partial-" + std::to_string(::getpid());
+    // A file without a name can only be linked to a name that is free. If there is an old file,
+    // rename replaces it at once.
     const std::string self = "/proc/self/fd/" + std::to_string(descriptor_);
-    ::unlink(name.c_str());
-    if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) {
-      fail("give the file its name", errno);
-    }
-    temporary_ = name;
+    const auto link_to = [&](const char* name) {
+      return ::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
+    };
+    int refused = link_to(path_.c_str());
+    if (refused == EEXIST) refused = name_temporary(link_to);
+    if (refused != 0) fail("give the file its name", refused);
   }
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename the finished file", errno);
+  if (!temporary_.empty() && ::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    fail("rename the finished file", errno);
+  }
   temporary_.clear();
-  std::filesystem::path folder = path_.parent_path();
-  if (folder.empty()) folder = ".";
-  const int directory = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int directory = ::open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (directory >= 0) {
     ::fsync(directory);  // best effort: some file systems refuse it
     ::close(directory);

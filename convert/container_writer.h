@@ -1,14 +1,17 @@
-// Writes a container (engine/container.h, docs/format.md) front to back, in one pass, under no name until it is complete.
+// Writes a container (engine/container.h, docs/format.md) front to back, in one pass, under no name
+// until it is complete.
 //
-// The file appears under its name only in finish(), after everything has reached the disk; if the writer is destroyed before,
-// or the process is killed, the old file stays as it was. Bytes depend only on what is written. Throws Error.
+// The file appears under its name only in finish(), after everything has reached the disk; if the
+// writer is destroyed before, or the process is killed, the old file stays as it was. Bytes depend
+// only on what is written. Throws Error.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <span>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,10 +39,10 @@ class ContainerWriter {
   // A section, whole. `id` has four letters.
   void add_section(const char* id, bool required, std::span<const uint8_t> bytes);
 
-  // A tensor: begin, its bytes in order (compressed frames, or, in a store container, raw), end. For a vector the shape has
-  // type f32, rows, cols 1.
-  void begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape, uint32_t logical_cols,
-                    float scale);
+  // A tensor: begin, its bytes in order (compressed frames, or, in a store container, raw), end.
+  // For a vector the shape has type f32, rows, cols 1.
+  void begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape,
+                    uint32_t logical_cols, float scale);
   bool stores_raw() const { return store_; }
   void append(std::span<const uint8_t> raw, const std::vector<Compressed>& frames);
   // Returns the bytes that the tensor takes in the file.
@@ -61,6 +64,8 @@ class ContainerWriter {
   void write(const void* bytes, size_t n);
   void write_at(uint64_t offset, const void* bytes, size_t n);
   void open_temporary();
+  int name_temporary(const std::function<int(const char*)>& make);
+  std::filesystem::path folder() const;
   void publish();
   void forget();
   [[noreturn]] void fail(const char* what, int error) const;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "convert/checkpoint.h"
@@ -45,7 +46,11 @@ void parallel_for(int threads, size_t n, const std::function<void(size_t)>& work
     }
   };
   std::vector<std::thread> helpers;
-  for (int t = 1; t < threads && static_cast<size_t>(t) < n; ++t) helpers.emplace_back(run);
+  try {
+    for (int t = 1; t < threads && static_cast<size_t>(t) < n; ++t) helpers.emplace_back(run);
+  } catch (const std::system_error&) {
+    // The system gives no more threads; those that there are do the work.
+  }
   run();
   for (std::thread& helper : helpers) helper.join();
   if (failure) std::rethrow_exception(failure);
@@ -136,6 +141,7 @@ class Converter {
     choose_types();
     add_tokenizer();
 
+    spare_inputs();
     writer_.emplace(o_.output, o_.zstd_level, o_.store);
     const ModelConfig& config = report_.config;
     const uint32_t n = tensor_count(config);
@@ -171,6 +177,19 @@ class Converter {
     }
   }
 
+  // The output would take the place of what it is made from.
+  void spare_inputs() const {
+    std::vector<std::filesystem::path> inputs = {report_.config_file, o_.tokenizer,
+                                                 checkpoint_->folder() / "tokenizer.json"};
+    for (const SourceFile& file : checkpoint_->files()) inputs.push_back(file.path);
+    for (const std::filesystem::path& input : inputs) {
+      std::error_code ignored;
+      if (std::filesystem::equivalent(input, o_.output, ignored)) {
+        throw Error(o_.output.string() + ": cannot write: it is read for this conversion");
+      }
+    }
+  }
+
   void choose_types() {
     embedding_type_ = o_.embedding_type.value_or(o_.type);
     head_type_ = o_.head_type.value_or(o_.type);
@@ -189,7 +208,8 @@ class Converter {
     if (!spec.quantisable) return WeightType::f32;
     if (spec.role == TensorRole::embedding) return embedding_type_;
     if (spec.role == TensorRole::head) return head_type_;
-    // Small, and what it computes goes through two exponentials: at 16 bits its rounding would dominate.
+    // Small, and what it computes goes through two exponentials: at 16 bits its rounding would
+    // dominate.
     if (spec.role == TensorRole::x_proj && o_.type == WeightType::f16) return WeightType::f32;
     return o_.type;
   }
@@ -229,13 +249,14 @@ class Converter {
     if (!opened.ok()) throw Error(path.string() + ": " + opened.message());
     const auto n_tokens = static_cast<uint32_t>(tokenizer.n_tokens());
     if (n_tokens == 0 || n_tokens > config.n_vocab) {
-      throw Error(path.string() + ": has " + std::to_string(n_tokens) + " tokens, but the model's vocabulary has " +
-                  std::to_string(config.n_vocab));
+      throw Error(path.string() + ": has " + std::to_string(n_tokens) +
+                  " tokens, but the model's vocabulary has " + std::to_string(config.n_vocab));
     }
     config.n_vocab_used = n_tokens;
     config.bos_token = tokenizer.bos();
     config.eos_token = tokenizer.eos();
-    // A tokenizer that names only an end starts texts with it: the GPT-NeoX family has a single such token.
+    // A tokenizer that names only an end starts texts with it: the GPT-NeoX family has a single
+    // such token.
     if (config.bos_token < 0) config.bos_token = config.eos_token;
     report_.has_tokenizer = true;
   }
@@ -327,8 +348,10 @@ class Converter {
 
   void pack_matrix(const TensorSpec& spec, const Source& source, TensorReport* entry) {
     const size_t blocks = (spec.rows + kTileRows - 1) / kTileRows;
-    // Panels are cut by what the matrix would take in float32, so that they do not depend on its type.
-    const size_t per_panel = std::clamp<size_t>(kPanelFloats / (size_t{spec.cols} * kTileRows), 1, blocks);
+    // Panels are cut by what the matrix would take in float32, so that they do not depend on its
+    // type.
+    const size_t per_panel =
+        std::clamp<size_t>(kPanelFloats / (size_t{spec.cols} * kTileRows), 1, blocks);
     const size_t panels = (blocks + per_panel - 1) / per_panel;
     const auto panel_blocks = [&](size_t p) { return std::min(per_panel, blocks - p * per_panel); };
     const auto read_panel = [&](size_t p, size_t cols) {
@@ -353,11 +376,12 @@ class Converter {
       half &= s.half_significands;
     }
     WeightType type = type_of(spec);
-    // 16 bits hold more of a weight as integers in groups than as binary16, unless that is exact already.
+    // 16 bits hold more of a weight as integers in groups than as binary16, unless that is exact
+    // already.
     if (type == WeightType::f16 && !half && !nonfinite) type = WeightType::int16;
     if (nonfinite && is_grouped(type)) {
-      report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " + type_name(type) +
-                                 " cannot express; they become 0");
+      report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " +
+                                 type_name(type) + " cannot express; they become 0");
     }
     const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, o_.group_size);
     const size_t block_bytes = shape.row_block_bytes();

@@ -2,6 +2,7 @@
 
 #include <zstd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -35,9 +36,7 @@ class Cursor {
   const uint8_t* p_;
 };
 
-int clip(std::string_view text) {
-  return static_cast<int>(text.size() < 60 ? text.size() : 60);
-}
+int clip(std::string_view text) { return static_cast<int>(text.size() < 60 ? text.size() : 60); }
 
 // One field of the config: its key in the file and where it lives in a ModelConfig.
 struct ConfigField {
@@ -48,12 +47,16 @@ struct ConfigField {
   bool for_mamba1, for_mamba2;
 };
 
-#define ME_U32(key, member, m1, m2)                                                \
-  {key, #member, [](const ModelConfig& c) { return static_cast<uint32_t>(c.member); }, \
-   [](ModelConfig& c, uint32_t v) { c.member = static_cast<decltype(c.member)>(v); }, m1, m2}
-#define ME_F32(key, member, m1, m2)                                                   \
-  {key, #member, [](const ModelConfig& c) { return std::bit_cast<uint32_t>(c.member); }, \
-   [](ModelConfig& c, uint32_t v) { c.member = std::bit_cast<float>(v); }, m1, m2}
+#define ME_U32(key, member, m1, m2)                                                               \
+  {                                                                                               \
+    key, #member, [](const ModelConfig& c) { return static_cast<uint32_t>(c.member); },           \
+        [](ModelConfig& c, uint32_t v) { c.member = static_cast<decltype(c.member)>(v); }, m1, m2 \
+  }
+#define ME_F32(key, member, m1, m2)                                                       \
+  {                                                                                       \
+    key, #member, [](const ModelConfig& c) { return std::bit_cast<uint32_t>(c.member); }, \
+        [](ModelConfig& c, uint32_t v) { c.member = std::bit_cast<float>(v); }, m1, m2    \
+  }
 
 // Keys are part of the container format and never change.
 constexpr ConfigField kFields[kConfigKeys] = {
@@ -114,8 +117,8 @@ size_t encode_config(const ModelConfig& config, uint8_t out[8 * kConfigKeys]) {
 
 Status decode_config(const uint8_t* bytes, size_t n, const char* path, ModelConfig* out) {
   if (n % 8 != 0) {
-    return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: config section of %zu bytes is not made of pairs",
-                         path, n);
+    return Status::error(MAMBA_EDGE_BAD_FORMAT,
+                         "%s: config section of %zu bytes is not made of pairs", path, n);
   }
   ModelConfig config;
   bool seen[kConfigKeys] = {};
@@ -161,8 +164,8 @@ Status for_each_provenance(const uint8_t* bytes, size_t n, const char* path,
     const auto value_bytes = load_le<uint32_t>(bytes + at + 4);
     at += 8;
     if (key_bytes > n - at || value_bytes > n - at - key_bytes) {
-      return Status::error(MAMBA_EDGE_BAD_FORMAT, "%s: a provenance entry is longer than its section",
-                           path);
+      return Status::error(MAMBA_EDGE_BAD_FORMAT,
+                           "%s: a provenance entry is longer than its section", path);
     }
     visit(user, {text + at, key_bytes}, {text + at + key_bytes, value_bytes});
     at += size_t{key_bytes} + value_bytes;
@@ -220,19 +223,21 @@ Status Container::open(const char* path, Container* out) {
   }
   uint8_t header[kHeaderBytes];
   if (c.file_.size < kHeaderBytes) {
-    return Status::error(MAMBA_EDGE_BAD_FORMAT,
-                         "%s: not a mamba-edge model: %llu bytes long, and the header alone has %zu", path,
-                         static_cast<unsigned long long>(c.file_.size), kHeaderBytes);
+    return Status::error(
+        MAMBA_EDGE_BAD_FORMAT,
+        "%s: not a mamba-edge model: %llu bytes long, and the header alone has %zu", path,
+        static_cast<unsigned long long>(c.file_.size), kHeaderBytes);
   }
   if (const int error = file_read(c.file_, 0, header, kHeaderBytes)) {
-    return Status::error(MAMBA_EDGE_IO, "%s: cannot read the header: %s", path, std::strerror(error));
+    return Status::error(MAMBA_EDGE_IO, "%s: cannot read the header: %s", path,
+                         std::strerror(error));
   }
   if (load_le<uint32_t>(header) != kSkippableMagic ||
       load_le<uint32_t>(header + 4) != kHeaderBytes - kFrameHeaderBytes ||
       std::memcmp(header + 8, kMagic, sizeof kMagic) != 0) {
-    return Status::error(MAMBA_EDGE_BAD_FORMAT,
-                         "%s: not a mamba-edge model (wrong magic); convert checkpoints with mamba-quantize",
-                         path);
+    return Status::error(
+        MAMBA_EDGE_BAD_FORMAT,
+        "%s: not a mamba-edge model (wrong magic); convert checkpoints with mamba-quantize", path);
   }
   const auto version = load_le<uint32_t>(header + 16);
   if (version != kVersion) {
@@ -255,13 +260,14 @@ Status Container::open(const char* path, Container* out) {
   // The directory frame is the last one.
   if (c.directory_offset_ < kHeaderBytes || directory_bytes > file_bytes ||
       c.directory_offset_ > file_bytes - directory_bytes ||
-      c.directory_offset_ + directory_bytes != file_bytes || directory_bytes < kDirectoryHeadBytes) {
+      c.directory_offset_ + directory_bytes != file_bytes ||
+      directory_bytes < kDirectoryHeadBytes) {
     return c.damaged("the directory does not lie at the end of the file");
   }
   c.directory_ = static_cast<uint8_t*>(std::malloc(directory_bytes));
   if (c.directory_ == nullptr) {
-    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a directory of %llu bytes", path,
-                         static_cast<unsigned long long>(directory_bytes));
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a directory of %llu bytes",
+                         path, static_cast<unsigned long long>(directory_bytes));
   }
   c.directory_bytes_ = directory_bytes;
   if (const int error = file_read(c.file_, c.directory_offset_, c.directory_, directory_bytes)) {
@@ -342,8 +348,9 @@ Status Container::parse_blob(const uint8_t* p, std::string_view what, Blob* out)
   const uint32_t encoding = cursor.u32();
   const int width = clip(what);
   if (encoding > static_cast<uint32_t>(Encoding::zstd)) {
-    return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s: \"%.*s\" has encoding %u, which this version does not know",
-                         path_, width, what.data(), encoding);
+    return Status::error(MAMBA_EDGE_UNSUPPORTED,
+                         "%s: \"%.*s\" has encoding %u, which this version does not know", path_,
+                         width, what.data(), encoding);
   }
   blob.encoding = static_cast<Encoding>(encoding);
   if (blob.first_frame > n_frames_ || blob.n_frames > n_frames_ - blob.first_frame) {
@@ -358,14 +365,16 @@ Status Container::parse_blob(const uint8_t* p, std::string_view what, Blob* out)
                                ? f.stored_bytes == f.raw_bytes && f.offset % kBlockAlign == 0
                                : f.raw_bytes <= kMaxFrameRaw;
     if (!plausible) {
-      return damaged("frame %u of \"%.*s\" has %u bytes for %u at offset %llu", i, width, what.data(),
-                     f.stored_bytes, f.raw_bytes, static_cast<unsigned long long>(f.offset));
+      return damaged("frame %u of \"%.*s\" has %u bytes for %u at offset %llu", i, width,
+                     what.data(), f.stored_bytes, f.raw_bytes,
+                     static_cast<unsigned long long>(f.offset));
     }
   }
   const bool one_run = blob.encoding == Encoding::zstd || blob.n_frames <= 1;
   if (raw != blob.raw_bytes || !one_run) {
     return damaged("the frames of \"%.*s\" hold %llu bytes; %llu expected", width, what.data(),
-                   static_cast<unsigned long long>(raw), static_cast<unsigned long long>(blob.raw_bytes));
+                   static_cast<unsigned long long>(raw),
+                   static_cast<unsigned long long>(blob.raw_bytes));
   }
   *out = blob;
   return {};
@@ -384,25 +393,27 @@ Status Container::check_tensors() {
                    logical_cols = cursor.u32(), cols = cursor.u32(), group = cursor.u32();
     const float scale = cursor.f32();
     if (!is_known(static_cast<WeightType>(type))) {
-      return Status::error(MAMBA_EDGE_UNSUPPORTED,
-                           "%s: tensor \"%.*s\" has weight type %u, which this version does not know",
-                           path_, width, name.data(), type);
+      return Status::error(
+          MAMBA_EDGE_UNSUPPORTED,
+          "%s: tensor \"%.*s\" has weight type %u, which this version does not know", path_, width,
+          name.data(), type);
     }
     Blob blob;
     ME_TRY(parse_blob(tensors_ + size_t{i} * kTensorBytes + 40, name, &blob));
     const MatrixShape shape{static_cast<WeightType>(type), rows, cols, group};
     const bool grouped = is_grouped(shape.type);
-    // Bounds first, so that the products below cannot overflow: 2^32 rows x 2^24 columns x 4 bytes < 2^63.
-    const bool sane =
-        is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols && cols <= (1u << 24) &&
-        rows <= (1u << 28) && std::isfinite(scale) && scale > 0 &&
-        (grouped ? group % kGroupMultiple == 0 && group > 0 && group <= kMaxGroup &&
-                       cols % group == 0 && cols - logical_cols < group
-                 : group == 1 && cols == logical_cols) &&
-        (is_matrix == 1 || (shape.type == WeightType::f32 && cols == 1));
+    // Bounds first, so that the products below cannot overflow: 2^32 rows x 2^24 columns x 4 bytes
+    // < 2^63.
+    const bool sane = is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols &&
+                      cols <= (1u << 24) && rows <= (1u << 28) && std::isfinite(scale) &&
+                      scale > 0 &&
+                      (grouped ? group % kGroupMultiple == 0 && group > 0 && group <= kMaxGroup &&
+                                     cols % group == 0 && cols - logical_cols < group
+                               : group == 1 && cols == logical_cols) &&
+                      (is_matrix == 1 || (shape.type == WeightType::f32 && cols == 1));
     if (!sane) {
-      return damaged("tensor \"%.*s\" has an impossible shape: %u x %u (%u), group %u", width, name.data(),
-                     rows, logical_cols, cols, group);
+      return damaged("tensor \"%.*s\" has an impossible shape: %u x %u (%u), group %u", width,
+                     name.data(), rows, logical_cols, cols, group);
     }
     const uint64_t expected = is_matrix ? shape.bytes() : vector_bytes(rows);
     if (blob.raw_bytes != expected) {
@@ -411,7 +422,28 @@ Status Container::check_tensors() {
                      static_cast<unsigned long long>(expected));
     }
   }
-  return {};
+  return check_names();
+}
+
+std::string_view Container::name(uint32_t index) const {
+  const uint8_t* p = tensors_ + size_t{index} * kTensorBytes;
+  return {names_ + load_le<uint32_t>(p), load_le<uint32_t>(p + 4)};
+}
+
+// A name that stands for two tensors would mean one or the other, depending on who looks.
+Status Container::check_names() const {
+  auto* order = static_cast<uint32_t*>(std::calloc(size_t{n_tensors_} + 1, sizeof(uint32_t)));
+  if (order == nullptr) return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: out of memory", path_);
+  for (uint32_t i = 0; i < n_tensors_; ++i) order[i] = i;
+  std::sort(order, order + n_tensors_, [&](uint32_t a, uint32_t b) { return name(a) < name(b); });
+  Status status;
+  for (uint32_t i = 1; i < n_tensors_ && status.ok(); ++i) {
+    if (name(order[i]) != name(order[i - 1])) continue;
+    const std::string_view twice = name(order[i]);
+    status = damaged("two tensors are called \"%.*s\"", clip(twice), twice.data());
+  }
+  std::free(order);
+  return status;
 }
 
 Status Container::read_config() {
@@ -477,8 +509,8 @@ uint64_t Container::stored_bytes(const Blob& blob) const {
   return sum;
 }
 
-Status Container::read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* out, uint8_t* scratch,
-                             std::string_view what) const {
+Status Container::read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* out,
+                             uint8_t* scratch, std::string_view what) const {
   const FrameEntry f = frame(blob.first_frame + index_in_blob);
   const int width = clip(what);
   uint8_t* target = blob.encoding == Encoding::raw ? out : scratch;
@@ -487,11 +519,14 @@ Status Container::read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* 
                          std::strerror(error));
   }
   if (blob.encoding == Encoding::raw) return {};
-  // The frame must be exactly what the directory says: a frame with a checksum, of this size, and nothing after it.
-  if (ZSTD_getFrameContentSize(scratch, f.stored_bytes) != f.raw_bytes ||
+  // The frame must be exactly what the directory says: a frame with a checksum (RFC 8878,
+  // section 3.1.1.1.1: bit 2 of the byte behind the magic number), of this size, and nothing after
+  // it.
+  if (f.stored_bytes < 5 || load_le<uint32_t>(scratch) != ZSTD_MAGICNUMBER ||
+      (scratch[4] & 4) == 0 || ZSTD_getFrameContentSize(scratch, f.stored_bytes) != f.raw_bytes ||
       ZSTD_findFrameCompressedSize(scratch, f.stored_bytes) != f.stored_bytes) {
-    return damaged("\"%.*s\", frame %u is not a zstd frame of %u bytes", width, what.data(),
-                   index_in_blob, f.raw_bytes);
+    return damaged("\"%.*s\", frame %u is not a zstd frame of %u bytes with a checksum", width,
+                   what.data(), index_in_blob, f.raw_bytes);
   }
   const size_t n = ZSTD_decompress(out, f.raw_bytes, scratch, f.stored_bytes);
   if (ZSTD_isError(n) || n != f.raw_bytes) {
@@ -509,7 +544,8 @@ Status Container::read_blob(const Blob& blob, uint8_t* out, std::string_view wha
   }
   auto* scratch = static_cast<uint8_t*>(std::malloc(largest));
   if (scratch == nullptr) {
-    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %u bytes", path_, largest);
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %u bytes", path_,
+                         largest);
   }
   Status status;
   uint64_t at = 0;

@@ -1,10 +1,12 @@
-// The container: one file with everything that the engine needs. docs/format.md describes every byte.
+// The container: one file with everything that the engine needs. docs/format.md describes every
+// byte.
 //
-// In short: a legal sequence of zstd frames. A header (skippable frame) at offset 0 points at the directory (skippable
-// frame) at the end, which lists sections and tensors, each a blob of one or more frames: ordinary zstd frames with
-// content checksums, or one raw run of bytes inside a skippable frame, 64-byte aligned, for mapping.
-// This header has the layout, shared by reader and writer, and the reader. The reader checks every number before it
-// trusts it; it does not know which tensors a model needs (loader.h does).
+// In short: a legal sequence of zstd frames. A header (skippable frame) at offset 0 points at the
+// directory (skippable frame) at the end, which lists sections and tensors, each a blob of one or
+// more frames: ordinary zstd frames with content checksums, or one raw run of bytes inside a
+// skippable frame, 64-byte aligned, for mapping. This header has the layout, shared by reader and
+// writer, and the reader. The reader checks every number before it trusts it; it does not know
+// which tensors a model needs (loader.h does).
 #pragma once
 
 #include <cstddef>
@@ -29,7 +31,8 @@ constexpr size_t kBlobBytes = 32;
 constexpr size_t kSectionBytes = 8 + kBlobBytes;
 constexpr size_t kTensorBytes = 40 + kBlobBytes;
 constexpr size_t kFrameEntryBytes = 16;
-constexpr uint32_t kSectionRequired = 1;      // flag: a reader that does not know this section must refuse the file
+constexpr uint32_t kSectionRequired =
+    1;  // flag: a reader that does not know this section must refuse the file
 constexpr uint32_t kOptionalKey = 0x80000000;  // bit of a config key that a reader may ignore
 constexpr uint64_t kMaxFrameRaw = 4u << 20;    // raw bytes of one compressed frame
 }  // namespace format
@@ -54,9 +57,9 @@ struct FrameEntry {
 struct TensorEntry {
   std::string_view name;
   bool is_matrix = false;
-  MatrixShape shape;            // of a matrix; a vector has type f32, rows, cols 1
-  uint32_t logical_cols = 0;    // without the padding to whole groups
-  float scale = 1.0f;           // of a matrix
+  MatrixShape shape;          // of a matrix; a vector has type f32, rows, cols 1
+  uint32_t logical_cols = 0;  // without the padding to whole groups
+  float scale = 1.0f;         // of a matrix
   Blob blob;
 };
 
@@ -78,7 +81,9 @@ class Container {
   uint64_t file_bytes() const { return file_.size; }
   const File& file() const { return file_; }
   const ModelConfig& config() const { return config_; }
-  uint64_t fingerprint() const { return fingerprint_; }  // of config and tensors, the same for every encoding of them
+  uint64_t fingerprint() const {
+    return fingerprint_;
+  }  // of config and tensors, the same for every encoding of them
 
   uint32_t n_tensors() const { return n_tensors_; }
   TensorEntry tensor(uint32_t index) const;
@@ -92,8 +97,9 @@ class Container {
   // Stored bytes of a blob, frame headers and alignment excluded.
   uint64_t stored_bytes(const Blob& blob) const;
 
-  // Reads one frame of a blob to `out` (frame.raw_bytes long). `scratch` holds frame.stored_bytes (unused for raw
-  // frames); `what` names the blob in messages. Compressed frames are checked by their own checksum.
+  // Reads one frame of a blob to `out` (frame.raw_bytes long). `scratch` holds frame.stored_bytes
+  // (unused for raw frames); `what` names the blob in messages. Compressed frames are checked by
+  // their own checksum.
   Status read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* out, uint8_t* scratch,
                     std::string_view what) const;
 
@@ -110,6 +116,8 @@ class Container {
   Status parse_blob(const uint8_t* p, std::string_view what, Blob* out) const;
   Status check_frames();
   Status check_tensors();
+  Status check_names() const;
+  std::string_view name(uint32_t index) const;
   Status read_config();
 
   char* path_ = nullptr;
@@ -127,12 +135,14 @@ class Container {
   ModelConfig config_;
 };
 
-// The CONF section: pairs of uint32 (key, value), in ascending order of keys. Reader and writer share this list.
+// The CONF section: pairs of uint32 (key, value), in ascending order of keys. Reader and writer
+// share this list.
 constexpr uint32_t kConfigKeys = 34;
 size_t encode_config(const ModelConfig& config, uint8_t out[8 * kConfigKeys]);
 Status decode_config(const uint8_t* bytes, size_t n, const char* path, ModelConfig* out);
 
-// Writes `name=value` pairs of the PROV section one after the other: calls visit(user, key, value) for each.
+// Writes `name=value` pairs of the PROV section one after the other: calls visit(user, key, value)
+// for each.
 Status for_each_provenance(const uint8_t* bytes, size_t n, const char* path,
                            void (*visit)(void* user, std::string_view key, std::string_view value),
                            void* user);

@@ -41,7 +41,9 @@ Session::StateLayout::StateLayout(const Model& model) {
   total = layer * model.config.n_layer;
 }
 
-float* Session::conv_state(uint32_t layer) const { return state_ + StateLayout(*model_).layer * layer; }
+float* Session::conv_state(uint32_t layer) const {
+  return state_ + StateLayout(*model_).layer * layer;
+}
 float* Session::ssm_state(uint32_t layer) const {
   return conv_state(layer) + StateLayout(*model_).conv;
 }
@@ -52,8 +54,8 @@ Status Session::check_options(const SessionOptions& options) {
                          options.n_threads, kMaxThreads);
   }
   if (options.chunk < 1 || options.chunk > kMaxChunk) {
-    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "chunk is %u; expected 1 to %u", options.chunk,
-                         kMaxChunk);
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "chunk is %u; expected 1 to %u",
+                         options.chunk, kMaxChunk);
   }
   return {};
 }
@@ -64,7 +66,8 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   const size_t chunk = options.chunk;
   auto* memory = arena.take<uint8_t>(sizeof(Session));
   const bool own_threads = options.n_threads > 1 && options.parallel_for == nullptr;
-  auto* pool = own_threads ? arena.take<uint8_t>(ThreadPool::required_bytes(options.n_threads)) : nullptr;
+  auto* pool =
+      own_threads ? arena.take<uint8_t>(ThreadPool::required_bytes(options.n_threads)) : nullptr;
   Buffers b;
   float* state = arena.take<float>(StateLayout(model).total);
   b.model_stride = round_up<size_t>(model.config.d_model, kTileRows);
@@ -103,15 +106,17 @@ size_t Session::required_bytes(const Model& model, const SessionOptions& options
   return arena.used();
 }
 
-Status Session::create(const Model& model, const SessionOptions& options, void* memory, Session** out) {
-  std::memset(memory, 0, required_bytes(model, options));  // padding of activations is zero, once and for all
+Status Session::create(const Model& model, const SessionOptions& options, void* memory,
+                       Session** out) {
+  std::memset(memory, 0,
+              required_bytes(model, options));  // padding of activations is zero, once and for all
   Arena arena(memory);
   Session* session = place(model, options, arena);
   if (session->pool_ != nullptr) {
     ThreadPool* pool = nullptr;
     if (const int error = ThreadPool::create(session->pool_, options.n_threads, &pool)) {
-      return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "cannot start %d threads: %s", options.n_threads,
-                           std::strerror(error));
+      return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "cannot start %d threads: %s",
+                           options.n_threads, std::strerror(error));
     }
     session->pool_ = pool;
   }
@@ -132,6 +137,8 @@ void Session::reset() {
     const float* init = model_->weights.layers[layer].init_states;
     if (init != nullptr) std::copy_n(init, s.ssm, ssm_state(layer));
   }
+  // A state that is saved before the first token must not carry the logits of an earlier text.
+  std::fill_n(buffers_.logits, model_->config.n_vocab, 0.0f);
   position_ = 0;
 }
 
@@ -152,15 +159,17 @@ void Session::save_state(uint8_t* out) const {
 Status Session::load_state(const uint8_t* in) {
   const size_t vocab_bytes = size_t{model_->config.n_vocab} * 4;
   if (std::memcmp(in, kStateMagic, 4) != 0) {
-    return Status::error(MAMBA_EDGE_BAD_FORMAT, "the buffer does not hold a saved state (wrong magic)");
+    return Status::error(MAMBA_EDGE_BAD_FORMAT,
+                         "the buffer does not hold a saved state (wrong magic)");
   }
   if (load_le<uint32_t>(in + 4) != kStateVersion) {
-    return Status::error(MAMBA_EDGE_UNSUPPORTED, "saved state of version %u; this library reads version %u",
+    return Status::error(MAMBA_EDGE_UNSUPPORTED,
+                         "saved state of version %u; this library reads version %u",
                          load_le<uint32_t>(in + 4), kStateVersion);
   }
   if (load_le<uint64_t>(in + 8) != model_->container.fingerprint()) {
-    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "the saved state belongs to another model than %s",
-                         model_->path());
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
+                         "the saved state belongs to another model than %s", model_->path());
   }
   position_ = load_le<uint64_t>(in + 16);
   std::memcpy(buffers_.logits, in + kStateHeader, vocab_bytes);
@@ -174,7 +183,8 @@ void Session::copy_state(const Session& from) {
   std::copy_n(from.state_, StateLayout(*model_).total, state_);
 }
 
-void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* ssm, size_t* n_ssm) const {
+void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* ssm,
+                           size_t* n_ssm) const {
   const Layout& l = model_->layout;
   const bool mamba2 = model_->config.is_mamba2();
   const size_t inner = size_t{l.segments} * l.segment;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "quant/half.h"
 
@@ -12,7 +13,8 @@ namespace {
 
 void store_u16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof value); }
 
-// Puts a grouped weight where quant/blocks.h says; `weights` starts behind the scales and is zeroed.
+// Puts a grouped weight where quant/blocks.h says; `weights` starts behind the scales and is
+// zeroed.
 void store_weight(WeightType type, uint8_t* weights, uint32_t lane, uint32_t col, int q) {
   const uint32_t step = col / kStepInputs, input = col % kStepInputs;
   if (type == WeightType::int16) {
@@ -25,33 +27,37 @@ void store_weight(WeightType type, uint8_t* weights, uint32_t lane, uint32_t col
   }
 }
 
-// Rounds w / step to nearest and clamps.
+// Rounds w / step to nearest, ties to even, and clamps. Adding 1.5 * 2^23 leaves no bits below the point, and needs no call
+// of the C library; |w / step| is far below 2^22, because the step follows from the largest |w|.
 int quantise(float w, float inverse_step, int low, int high) {
-  const float q = std::nearbyintf(w * inverse_step);
+  constexpr float kRound = 0x1.8p23f;
+  const float q = (w * inverse_step + kRound) - kRound;
   return static_cast<int>(std::clamp(q, static_cast<float>(low), static_cast<float>(high)));
 }
 
-double square_error(std::span<const float> w, float step, int low, int high) {
+// Weights and steps are compared in units of the matrix's scale, a power of two, so that neither a
+// step nor its inverse leaves float32's range however small or large the weights are.
+double square_error(std::span<const float> scaled, float step, int low, int high) {
   const float inverse = step == 0 ? 0.0f : 1.0f / step;
   double sum = 0;
-  for (const float value : w) {
+  for (const float value : scaled) {
     const float error = value - step * static_cast<float>(quantise(value, inverse, low, high));
     sum += static_cast<double>(error) * static_cast<double>(error);
   }
   return sum;
 }
 
-// The step of a group, as binary16 bits; the kernels multiply by `matrix_scale` on top.
-uint16_t choose_step_symmetric(std::span<const float> w, int high, float matrix_scale) {
+// The step of a group, as binary16 bits.
+uint16_t choose_step_symmetric(std::span<const float> w, int high) {
   float max_abs = 0;
   for (const float value : w) max_abs = std::max(max_abs, std::fabs(value));
-  const float step = max_abs / static_cast<float>(high) / matrix_scale;
+  const float step = max_abs / static_cast<float>(high);
   uint16_t bits = float_to_half(step);
   if (half_to_float(bits) < step) ++bits;  // rounded up, so that the largest weight is not cut
   return bits;
 }
 
-uint16_t choose_step_int4(std::span<const float> w, float matrix_scale) {
+uint16_t choose_step_int4(std::span<const float> w) {
   float extreme = 0;
   for (const float value : w) {
     if (std::fabs(value) > std::fabs(extreme)) extreme = value;
@@ -61,8 +67,8 @@ uint16_t choose_step_int4(std::span<const float> w, float matrix_scale) {
   double best_error = INFINITY;
   for (int i = 0; i <= 32; ++i) {
     const float divisor = -8.0f + static_cast<float>(i - 8) * 0.125f;  // -9 to -5
-    const uint16_t bits = float_to_half(extreme / divisor / matrix_scale);
-    const double error = square_error(w, matrix_scale * half_to_float(bits), -8, 7);
+    const uint16_t bits = float_to_half(extreme / divisor);
+    const double error = square_error(w, half_to_float(bits), -8, 7);
     if (error < best_error) {
       best_error = error;
       best = bits;
@@ -118,8 +124,8 @@ bool has_half_significands(const float* values, size_t n) {
   return (low_bits & 0x1FFFu) == 0;  // a float32 has 13 more bits than a binary16
 }
 
-EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,
-                             uint8_t* out) {
+EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
+                             size_t cols_stride, uint8_t* out) {
   Accumulator total;
   std::memset(out, 0, shape.row_block_bytes());
   uint8_t* weights = out + shape.scale_bytes();
@@ -143,16 +149,19 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
     const bool is_int4 = shape.type == WeightType::int4;
     const int high = is_int4 ? 7 : shape.type == WeightType::int8 ? 127 : 32767;
     const int low = is_int4 ? -8 : -high;
+    std::vector<float> scaled(shape.group);
     for (uint32_t g = 0; g < shape.groups(); ++g) {
       const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
-      const uint16_t bits = is_int4 ? choose_step_int4(w, scale) : choose_step_symmetric(w, high, scale);
+      std::transform(w.begin(), w.end(), scaled.begin(), [&](float v) { return v / scale; });
+      const uint16_t bits =
+          is_int4 ? choose_step_int4(scaled) : choose_step_symmetric(scaled, high);
       store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);
-      const float step = scale * half_to_float(bits);
+      const float step = half_to_float(bits);
       const float inverse = step == 0 ? 0.0f : 1.0f / step;
       for (uint32_t i = 0; i < shape.group; ++i) {
         const uint32_t col = g * shape.group + i;
-        const int q = quantise(w[i], inverse, low, high);
-        total.add(w[i], step * static_cast<float>(q));
+        const int q = quantise(scaled[i], inverse, low, high);
+        total.add(w[i], scale * step * static_cast<float>(q));
         store_weight(shape.type, weights, lane, col, q);
       }
     }

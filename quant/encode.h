@@ -1,4 +1,5 @@
-// Float32 rows into packed row blocks. Deterministic; runs where the converter runs, not on the device.
+// Float32 rows into packed row blocks. Deterministic; runs where the converter runs, not on the
+// device.
 #pragma once
 
 #include <cstddef>
@@ -9,16 +10,18 @@
 
 namespace mamba_edge {
 
-// The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is narrower than that,
-// its whole width rounded up to 16; 1 for fp32 and fp16. `group` is a multiple of 16, 16 to 256.
+// The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is
+// narrower than that, its whole width rounded up to 16; 1 for fp32 and fp16. `group` is a multiple
+// of 16, 16 to 256.
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group);
 
-// The power of two by which a matrix is scaled so that its binary16 numbers (group scales or weights) are normal,
-// given the largest magnitude in it. 1 for fp32.
+// The power of two by which a matrix is scaled so that its binary16 numbers (group scales or
+// weights) are normal, given the largest magnitude in it. 1 for fp32.
 float matrix_scale(WeightType type, float max_abs);
 
-// Whether every value has the 11 significant bits of binary16 or fewer (as all of bfloat16's and binary16's do). Under
-// matrix_scale() such values are exact in binary16, or, where they are very small, within 2^-40 of the largest.
+// Whether every value has the 11 significant bits of binary16 or fewer (as all of bfloat16's and
+// binary16's do). Under matrix_scale() such values are exact in binary16, or, where they are very
+// small, within 2^-39 of the largest.
 bool has_half_significands(const float* values, size_t n);
 
 // Sums over the elements that were encoded, of the source and of what the kernels will see.
@@ -33,11 +36,11 @@ struct EncodeError {
 // Encodes 16 rows to one row block of shape.row_block_bytes() at `out`.
 // `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite.
 //
-// int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to nearest.
-// int16: the same with 32767.
-// int4: per group and row, the scale that minimises the sum of squared errors among 33 candidates around
+// int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to
+// nearest. int16: the same with 32767. int4: per group and row, the scale that minimises the sum of
+// squared errors among 33 candidates around
 //       -w_extreme / 8 (the extreme value takes -8, the longer end of the range).
-EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows, size_t cols_stride,
-                             uint8_t* out);
+EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
+                             size_t cols_stride, uint8_t* out);
 
 }  // namespace mamba_edge

@@ -1,0 +1,655 @@
+// The C boundary: arguments, arenas, positions, states, and what the header promises about each.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/include/mamba_edge.h"
+#include "tests/engine/model_builder.h"
+#include "tests/golden/temporary_folder.h"
+
+namespace mamba_edge::test {
+namespace {
+
+using ModelPtr = std::unique_ptr<mamba_edge_model, decltype(&mamba_edge_model_close)>;
+using SessionPtr = std::unique_ptr<mamba_edge_session, decltype(&mamba_edge_session_destroy)>;
+using Options = mamba_edge_session_options;
+
+const Options kDefaults = {};
+
+ModelPtr open_model(const ModelConfig& config, WeightType type, uint32_t seed = 1,
+                    const char* isa = nullptr) {
+  const TemporaryFolder folder;
+  const auto path = folder.path / "model.mamba";
+  write_model(path, config, random_tensors(config, type, 32, seed));
+  mamba_edge_model_options options = {};
+  options.isa = isa;
+  mamba_edge_model* model = nullptr;
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_model_open(path.c_str(), &options, &model, &error), MAMBA_EDGE_OK)
+      << error.message;
+  return {model, mamba_edge_model_close};
+}
+
+SessionPtr make_session(const ModelPtr& model, const Options& options = kDefaults,
+                        void* arena = nullptr, size_t bytes = 0) {
+  mamba_edge_session* session = nullptr;
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_session_create(model.get(), &options, arena, bytes, &session, &error),
+            MAMBA_EDGE_OK)
+      << error.message;
+  return {session, mamba_edge_session_destroy};
+}
+
+size_t required(const ModelPtr& model, const Options& options) {
+  size_t bytes = 0;
+  EXPECT_EQ(mamba_edge_session_required_bytes(model.get(), &options, &bytes, nullptr),
+            MAMBA_EDGE_OK);
+  return bytes;
+}
+
+using Floats = std::vector<float>;
+
+Floats logits_of(const SessionPtr& session, const ModelPtr& model) {
+  mamba_edge_model_info info;
+  mamba_edge_model_get_info(model.get(), &info);
+  const float* row = mamba_edge_logits(session.get());
+  EXPECT_NE(row, nullptr);
+  return row == nullptr ? Floats() : Floats(row, row + info.n_vocab);
+}
+
+bool same_bits(const Floats& a, const Floats& b) {
+  return a.size() == b.size() && !a.empty() &&
+         std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+Bytes state_of(const SessionPtr& session, const ModelPtr& model) {
+  Bytes state(mamba_edge_state_bytes(model.get()));
+  EXPECT_EQ(mamba_edge_state_save(session.get(), state.data(), state.size(), nullptr),
+            MAMBA_EDGE_OK);
+  return state;
+}
+
+std::vector<int32_t> some_tokens(size_t n, uint32_t seed = 5) {
+  std::mt19937 random(seed);
+  std::vector<int32_t> tokens(n);
+  for (int32_t& t : tokens) t = static_cast<int32_t>(random() % 37);
+  return tokens;
+}
+
+void take(const SessionPtr& session, const std::vector<int32_t>& tokens, float* all = nullptr) {
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_prefill(session.get(), tokens.data(), tokens.size(), all, &error),
+            MAMBA_EDGE_OK)
+      << error.message;
+}
+
+// A thread pool of the caller's that runs every task on a fresh thread, last one first.
+struct CallersPool {
+  std::atomic<size_t> calls{0}, tasks{0};
+  static void run(void* user, size_t n, mamba_edge_task task, void* context) {
+    auto& self = *static_cast<CallersPool*>(user);
+    ++self.calls;
+    self.tasks += n;
+    for (size_t i = n; i > 0;) {
+      --i;
+      std::thread other([=] { task(context, i); });
+      if (i > 0) {
+        --i;
+        task(context, i);
+      }
+      other.join();
+    }
+  }
+};
+
+// Every architecture with every kind of weights.
+class CApi : public testing::TestWithParam<std::tuple<int, WeightType>> {
+ protected:
+  static ModelConfig config() {
+    const int kind = std::get<0>(GetParam());
+    return kind == 0 ? small_mamba1() : kind == 1 ? small_falcon() : small_mamba2();
+  }
+  const ModelPtr model_ = open_model(config(), std::get<1>(GetParam()));
+};
+
+std::string kind_and_type(const testing::TestParamInfo<CApi::ParamType>& p) {
+  const char* const kinds[] = {"mamba1_", "falcon_", "mamba2_"};
+  return std::string(kinds[std::get<0>(p.param)]) + type_name(std::get<1>(p.param));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CApi,
+                         testing::Combine(testing::Range(0, 3),
+                                          testing::Values(WeightType::f32, WeightType::f16,
+                                                          WeightType::int16, WeightType::int8,
+                                                          WeightType::int4)),
+                         kind_and_type);
+
+// The arena ends at a page that may not be touched, and the bytes before it are watched: what was
+// announced is what is used.
+TEST_P(CApi, ArenaIsExactlyWhatWasAnnounced) {
+  const auto tokens = some_tokens(23);
+  Floats expected;
+  for (const int threads : {1, 2}) {
+    for (const int chunk : {1, 3, 32}) {
+      Options options = {};
+      options.n_threads = threads;
+      options.chunk = chunk;
+      const size_t bytes = required(model_, options);
+      ASSERT_EQ(bytes % 64, 0u);
+      const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+      const size_t body = (bytes + 64 + page - 1) / page * page;
+      auto* base = static_cast<uint8_t*>(
+          mmap(nullptr, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      ASSERT_NE(base, MAP_FAILED);
+      ASSERT_EQ(mprotect(base + body, page, PROT_NONE), 0);
+      std::memset(base, 0xCD, body);
+      uint8_t* arena = base + body - bytes;
+      Floats all(tokens.size() * 37);
+      {
+        const SessionPtr session = make_session(model_, options, arena, bytes);
+        EXPECT_EQ(reinterpret_cast<uint8_t*>(session.get()), arena);
+        take(session, tokens, all.data());
+        ASSERT_EQ(mamba_edge_step(session.get(), 36, nullptr), MAMBA_EDGE_OK);
+        const Floats last = logits_of(session, model_);
+        all.insert(all.end(), last.begin(), last.end());
+        const float* row = mamba_edge_logits(session.get());
+        EXPECT_GE(reinterpret_cast<const uint8_t*>(row), arena);
+        EXPECT_LE(reinterpret_cast<const uint8_t*>(row + 37), arena + bytes);
+      }
+      for (const uint8_t* p = base; p < arena; ++p) ASSERT_EQ(*p, 0xCD);
+      munmap(base, body + page);
+      if (expected.empty()) expected = all;
+      EXPECT_TRUE(same_bits(all, expected)) << threads << " threads, chunk " << chunk;
+    }
+  }
+  for (const float v : expected) ASSERT_TRUE(std::isfinite(v));
+}
+
+// The last block of the arena is used too: one byte less than announced would not do.
+TEST_P(CApi, LastBytesOfTheArenaAreUsed) {
+  Options options = {};
+  options.chunk = 8;
+  const size_t bytes = required(model_, options);
+  std::unique_ptr<uint8_t, decltype(&std::free)> arena(
+      static_cast<uint8_t*>(std::aligned_alloc(64, bytes)), std::free);
+  const SessionPtr session = make_session(model_, options, arena.get(), bytes);
+  Floats all(8 * 37);
+  take(session, some_tokens(8), all.data());
+  bool used = false;
+  for (size_t i = bytes - 64; i < bytes; ++i) used |= arena.get()[i] != 0;
+  EXPECT_TRUE(used);
+}
+
+TEST_P(CApi, SavedStatesContinueWithTheSameBits) {
+  const auto head = some_tokens(9), tail = some_tokens(14, 6);
+  Options options = {};
+  options.chunk = 4;
+  const SessionPtr a = make_session(model_, options);
+  take(a, head);
+  const Bytes state = state_of(a, model_);
+  const Floats at_save = logits_of(a, model_);
+  Floats expected(tail.size() * 37), got(tail.size() * 37);
+  take(a, tail, expected.data());
+  const Bytes end = state_of(a, model_);
+
+  Options other = {};
+  other.n_threads = 2;
+  other.chunk = 7;
+  const SessionPtr b = make_session(model_, other);
+  take(b, some_tokens(3, 99));  // something to forget
+  ASSERT_EQ(mamba_edge_state_load(b.get(), state.data(), state.size(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(mamba_edge_session_position(b.get()), head.size());
+  EXPECT_TRUE(same_bits(logits_of(b, model_), at_save));
+  take(b, tail, got.data());
+  EXPECT_TRUE(same_bits(got, expected));
+  EXPECT_EQ(state_of(b, model_), end);
+
+  // Rollback in the session itself.
+  ASSERT_EQ(mamba_edge_state_load(a.get(), state.data(), state.size(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(a, model_), state);
+  take(a, tail, got.data());
+  EXPECT_TRUE(same_bits(got, expected));
+
+  // A fork: both go on, neither disturbs the other.
+  ASSERT_EQ(mamba_edge_state_load(a.get(), state.data(), state.size(), nullptr), MAMBA_EDGE_OK);
+  ASSERT_EQ(mamba_edge_state_copy(b.get(), a.get(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(b, model_), state);
+  take(a, some_tokens(5, 77));
+  take(b, tail, got.data());
+  EXPECT_TRUE(same_bits(got, expected));
+  EXPECT_EQ(state_of(b, model_), end);
+  const Bytes before = state_of(a, model_);
+  EXPECT_EQ(mamba_edge_state_copy(a.get(), a.get(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(a, model_), before);
+}
+
+TEST_P(CApi, ResetIsAFreshSession) {
+  const auto tokens = some_tokens(11);
+  const SessionPtr fresh = make_session(model_), used = make_session(model_);
+  const Bytes empty = state_of(fresh, model_);
+  take(used, some_tokens(30, 2));
+  EXPECT_NE(state_of(used, model_), empty);
+  EXPECT_EQ(mamba_edge_session_position(used.get()), 30u);
+  mamba_edge_session_reset(used.get());
+  EXPECT_EQ(mamba_edge_session_position(used.get()), 0u);
+  EXPECT_EQ(mamba_edge_logits(used.get()), nullptr);
+  EXPECT_EQ(state_of(used, model_), empty);  // to the last byte: nothing of the old text is left
+  Floats a(tokens.size() * 37), b(a.size());
+  take(fresh, tokens, a.data());
+  take(used, tokens, b.data());
+  EXPECT_TRUE(same_bits(a, b));
+}
+
+TEST_P(CApi, StepsAndPrefillsAgree) {
+  const auto tokens = some_tokens(20);
+  const SessionPtr all_at_once = make_session(model_), stepped = make_session(model_);
+  Floats rows(tokens.size() * 37);
+  take(all_at_once, tokens, rows.data());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    ASSERT_EQ(mamba_edge_step(stepped.get(), tokens[i], nullptr), MAMBA_EDGE_OK);
+    EXPECT_EQ(mamba_edge_session_position(stepped.get()), i + 1);
+    EXPECT_TRUE(same_bits(logits_of(stepped, model_),
+                          Floats(rows.begin() + static_cast<ptrdiff_t>(i) * 37,
+                                 rows.begin() + static_cast<ptrdiff_t>(i + 1) * 37)));
+  }
+  EXPECT_EQ(state_of(stepped, model_), state_of(all_at_once, model_));
+  // No tokens at all change nothing.
+  const Bytes before = state_of(stepped, model_);
+  EXPECT_EQ(mamba_edge_prefill(stepped.get(), nullptr, 0, nullptr, nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(stepped, model_), before);
+}
+
+TEST_P(CApi, TokensOutsideTheVocabularyChangeNothing) {
+  const SessionPtr session = make_session(model_);
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_step(session.get(), 37, &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_logits(session.get()), nullptr);
+  take(session, some_tokens(4));
+  const Bytes before = state_of(session, model_);
+  for (const int32_t token : {37, -1, INT32_MAX, INT32_MIN}) {
+    EXPECT_EQ(mamba_edge_step(session.get(), token, &error), MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_EQ(error.status, MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find("token " + std::to_string(token)), std::string::npos)
+        << error.message;
+    EXPECT_NE(std::string(error.message).find("37"), std::string::npos) << error.message;
+    auto tokens = some_tokens(70);
+    tokens[66] = token;  // in the third chunk: the first two must not be taken either
+    Floats rows(tokens.size() * 37, -1.0f);
+    EXPECT_EQ(mamba_edge_prefill(session.get(), tokens.data(), tokens.size(), rows.data(), nullptr),
+              MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_EQ(rows, Floats(rows.size(), -1.0f));
+  }
+  EXPECT_EQ(state_of(session, model_), before);
+  EXPECT_EQ(mamba_edge_session_position(session.get()), 4u);
+  take(session, {36, 0});  // the largest and the smallest are inside
+}
+
+TEST_P(CApi, CallersThreadsAreUsed) {
+  const auto tokens = some_tokens(9);
+  const SessionPtr plain = make_session(model_);
+  Floats expected(tokens.size() * 37), got(expected.size());
+  take(plain, tokens, expected.data());
+  CallersPool pool;
+  Options options = {};
+  options.n_threads = 2;
+  options.chunk = 4;
+  options.parallel_for = CallersPool::run;
+  options.parallel_for_user = &pool;
+  const SessionPtr session = make_session(model_, options);
+  EXPECT_EQ(pool.calls, 0u);
+  take(session, tokens, got.data());
+  EXPECT_TRUE(same_bits(got, expected));
+  EXPECT_GT(pool.calls, 0u);
+  EXPECT_GT(pool.tasks, pool.calls);  // no call for a single piece
+  // The session has no threads of its own then: it needs no more memory than one that computes
+  // alone.
+  Options alone = options;
+  alone.n_threads = 1;
+  alone.parallel_for = nullptr;
+  EXPECT_EQ(required(model_, options), required(model_, alone));
+}
+
+TEST_P(CApi, ExportedStateIsTheInputsAndZerosBeforeThem) {
+  const SessionPtr session = make_session(model_);
+  const ModelConfig c = config();
+  const size_t inner = c.is_mamba2() ? c.mamba2.d_inner : c.mamba1.d_inner;
+  const size_t d_state = c.is_mamba2() ? c.mamba2.d_state : c.mamba1.d_state;
+  const size_t d_conv = c.is_mamba2() ? c.mamba2.d_conv : c.mamba1.d_conv;
+  const size_t channels = inner + (c.is_mamba2() ? 2 * size_t{c.mamba2.n_groups} * d_state : 0);
+  size_t n_conv = 0, n_ssm = 0;
+  mamba_edge_error error;
+  for (const int layer : {-1, 2, INT32_MAX}) {
+    EXPECT_EQ(
+        mamba_edge_state_export(session.get(), layer, nullptr, &n_conv, nullptr, &n_ssm, &error),
+        MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find("layer " + std::to_string(layer)), std::string::npos);
+  }
+  ASSERT_EQ(mamba_edge_state_export(session.get(), 1, nullptr, &n_conv, nullptr, &n_ssm, nullptr),
+            MAMBA_EDGE_OK);
+  EXPECT_EQ(n_conv, channels * d_conv);
+  EXPECT_EQ(n_ssm, inner * d_state);
+  Floats conv(n_conv + 1, -7.0f), ssm(n_ssm + 1, -7.0f);
+  const auto export_layer = [&](int layer) {
+    ASSERT_EQ(mamba_edge_state_export(session.get(), layer, conv.data(), nullptr, ssm.data(),
+                                      nullptr, nullptr),
+              MAMBA_EDGE_OK);
+    EXPECT_EQ(conv.back(), -7.0f);  // not one float beyond
+    EXPECT_EQ(ssm.back(), -7.0f);
+  };
+  export_layer(0);
+  for (size_t i = 0; i < n_conv; ++i) EXPECT_EQ(conv[i], 0.0f);
+  const bool learned = c.is_mamba2() && c.mamba2.init_states != 0;
+  EXPECT_EQ(std::any_of(ssm.begin(), ssm.end() - 1, [](float v) { return v != 0; }), learned);
+  // After one token only the newest column of the window is filled; after two, the older one has
+  // moved on.
+  take(session, {3});
+  export_layer(0);
+  const Floats first = conv;
+  for (size_t ch = 0; ch < channels; ++ch) {
+    for (size_t i = 0; i + 1 < d_conv; ++i) EXPECT_EQ(conv[ch * d_conv + i], 0.0f);
+    EXPECT_NE(conv[ch * d_conv + d_conv - 1], 0.0f) << "channel " << ch;
+  }
+  take(session, {9});
+  export_layer(0);
+  for (size_t ch = 0; ch < channels; ++ch) {
+    EXPECT_EQ(conv[ch * d_conv + d_conv - 2], first[ch * d_conv + d_conv - 1]) << "channel " << ch;
+  }
+}
+
+TEST_P(CApi, SavedStateHasOneSizeWhateverComputes) {
+  const ModelPtr generic = open_model(config(), std::get<1>(GetParam()), 1, "generic");
+  EXPECT_EQ(mamba_edge_state_bytes(generic.get()), mamba_edge_state_bytes(model_.get()));
+  const auto tokens = some_tokens(6);
+  const SessionPtr a = make_session(model_), b = make_session(generic);
+  take(a, tokens);
+  const Bytes state = state_of(a, model_);
+  // The state of one instruction set is a state of the other: same fingerprint, same layout.
+  ASSERT_EQ(mamba_edge_state_load(b.get(), state.data(), state.size(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(b, generic), state);
+}
+
+// Memory is the same after 3,000 tokens as after 10.
+TEST_P(CApi, MemoryDoesNotGrowWithTheText) {
+  const auto mapped_pages = [] {
+    unsigned long size = 0, resident = 0;
+    std::FILE* file = std::fopen("/proc/self/statm", "r");
+    if (file != nullptr) {
+      EXPECT_EQ(std::fscanf(file, "%lu %lu", &size, &resident), 2);
+      std::fclose(file);
+    }
+    return size;
+  };
+  const SessionPtr session = make_session(model_);
+  const auto tokens = some_tokens(100);
+  take(session, tokens);
+  const unsigned long before = mapped_pages();
+  for (int i = 0; i < 29; ++i) take(session, tokens);
+  EXPECT_EQ(mapped_pages(), before);
+  EXPECT_EQ(mamba_edge_session_position(session.get()), 3000u);
+  for (const float v : logits_of(session, model_)) ASSERT_TRUE(std::isfinite(v));
+}
+
+// ---- arguments
+
+TEST(CApiArguments, Sessions) {
+  const ModelPtr model = open_model(small_mamba1(), WeightType::int8);
+  mamba_edge_session* session = nullptr;
+  mamba_edge_error error;
+  const auto create = [&](const Options& options, void* arena, size_t bytes) {
+    session = reinterpret_cast<mamba_edge_session*>(&error);
+    const mamba_edge_status status =
+        mamba_edge_session_create(model.get(), &options, arena, bytes, &session, &error);
+    EXPECT_EQ(error.status, status);
+    EXPECT_EQ(session == nullptr, status != MAMBA_EDGE_OK);
+    return status;
+  };
+  const auto says = [&](const char* text) {
+    return std::string(error.message).find(text) != std::string::npos;
+  };
+  for (const int bad : {-1, 257, INT32_MIN, INT32_MAX}) {
+    Options options = {};
+    options.n_threads = bad;
+    EXPECT_EQ(create(options, nullptr, 0), MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_TRUE(says("n_threads")) << error.message;
+    size_t bytes = 0;
+    EXPECT_EQ(mamba_edge_session_required_bytes(model.get(), &options, &bytes, &error),
+              MAMBA_EDGE_INVALID_ARGUMENT);
+  }
+  for (const int bad : {-1, 4097, INT32_MIN, INT32_MAX}) {
+    Options options = {};
+    options.chunk = bad;
+    EXPECT_EQ(create(options, nullptr, 0), MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_TRUE(says("chunk")) << error.message;
+  }
+  const Options defaults = {};
+  const size_t bytes = required(model, defaults);
+  std::unique_ptr<uint8_t, decltype(&std::free)> arena(
+      static_cast<uint8_t*>(std::aligned_alloc(64, bytes + 64)), std::free);
+  EXPECT_EQ(create(defaults, arena.get(), bytes - 1), MAMBA_EDGE_TOO_SMALL);
+  EXPECT_TRUE(says(std::to_string(bytes).c_str())) << error.message;
+  EXPECT_EQ(create(defaults, arena.get(), 0), MAMBA_EDGE_TOO_SMALL);
+  for (const size_t offset : {1, 16, 32, 63}) {
+    EXPECT_EQ(create(defaults, arena.get() + offset, bytes), MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_TRUE(says("aligned")) << error.message;
+  }
+  ASSERT_EQ(create(defaults, arena.get(), bytes), MAMBA_EDGE_OK);
+  EXPECT_EQ(error.message[0], '\0');
+  mamba_edge_session_destroy(session);
+  ASSERT_EQ(create(defaults, arena.get() + 64, bytes), MAMBA_EDGE_OK);
+  mamba_edge_session_destroy(session);
+  // NULL options are the defaults: 1 thread, chunks of 32.
+  size_t by_default = 0;
+  ASSERT_EQ(mamba_edge_session_required_bytes(model.get(), nullptr, &by_default, nullptr),
+            MAMBA_EDGE_OK);
+  EXPECT_EQ(by_default, bytes);
+  Options explicit_ones = {};
+  explicit_ones.n_threads = 1;
+  explicit_ones.chunk = 32;
+  EXPECT_EQ(required(model, explicit_ones), bytes);
+  explicit_ones.chunk = 33;
+  EXPECT_GT(required(model, explicit_ones), bytes);
+}
+
+TEST(CApiArguments, Nulls) {
+  const ModelPtr model = open_model(small_mamba2(), WeightType::f32);
+  const SessionPtr session = make_session(model);
+  mamba_edge_error error;
+  const auto refused = [&](mamba_edge_status status, const char* name) {
+    EXPECT_EQ(status, MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_EQ(error.status, MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_EQ(std::string(error.message), std::string(name) + " is NULL");
+  };
+  mamba_edge_model* m = nullptr;
+  mamba_edge_session* s = nullptr;
+  size_t n = 0;
+  float floats[1];
+  char text[8];
+  int32_t ids[8];
+  refused(mamba_edge_model_open(nullptr, nullptr, &m, &error), "path");
+  refused(mamba_edge_model_open("x", nullptr, nullptr, &error), "model");
+  refused(mamba_edge_session_required_bytes(nullptr, nullptr, &n, &error), "model");
+  refused(mamba_edge_session_required_bytes(model.get(), nullptr, nullptr, &error), "bytes");
+  refused(mamba_edge_session_create(nullptr, nullptr, nullptr, 0, &s, &error), "model");
+  refused(mamba_edge_session_create(model.get(), nullptr, nullptr, 0, nullptr, &error), "session");
+  refused(mamba_edge_prefill(nullptr, ids, 1, nullptr, &error), "session");
+  refused(mamba_edge_prefill(session.get(), nullptr, 1, nullptr, &error), "tokens");
+  refused(mamba_edge_step(nullptr, 0, &error), "session");
+  refused(mamba_edge_state_save(nullptr, text, 8, &error), "session");
+  refused(mamba_edge_state_save(session.get(), nullptr, 8, &error), "buffer");
+  refused(mamba_edge_state_load(nullptr, text, 8, &error), "session");
+  refused(mamba_edge_state_load(session.get(), nullptr, 8, &error), "buffer");
+  refused(mamba_edge_state_copy(nullptr, session.get(), &error), "to");
+  refused(mamba_edge_state_copy(session.get(), nullptr, &error), "from");
+  refused(mamba_edge_state_export(nullptr, 0, floats, &n, floats, &n, &error), "session");
+  refused(mamba_edge_tokenize(nullptr, "a", 1, 0, ids, 8, &n, &error), "model");
+  refused(mamba_edge_tokenize(model.get(), nullptr, 1, 0, ids, 8, &n, &error), "text");
+  refused(mamba_edge_tokenize(model.get(), "a", 1, 0, nullptr, 8, &n, &error), "ids");
+  refused(mamba_edge_tokenize(model.get(), "a", 1, 0, ids, 8, nullptr, &error), "n");
+  mamba_edge_decoder decoder = {};
+  refused(mamba_edge_decoder_init(nullptr, model.get(), 0, &error), "decoder");
+  refused(mamba_edge_decoder_init(&decoder, nullptr, 0, &error), "model");
+  refused(mamba_edge_decode(nullptr, 0, text, 8, &n, &error), "decoder");
+  refused(mamba_edge_decode(&decoder, 0, text, 8, &n, &error), "decoder");  // never initialised
+  refused(mamba_edge_decode_finish(nullptr, text, 8, &n, &error), "decoder");
+  mamba_edge_sampler* sampler = nullptr;
+  const mamba_edge_sampler_options options = {};
+  refused(mamba_edge_sampler_init(nullptr, &options, text, 8, &sampler, &error), "model");
+  refused(mamba_edge_sampler_init(model.get(), nullptr, text, 8, &sampler, &error), "options");
+  refused(mamba_edge_sampler_init(model.get(), &options, nullptr, 8, &sampler, &error), "memory");
+  refused(mamba_edge_sampler_init(model.get(), &options, text, 8, nullptr, &error), "sampler");
+  EXPECT_EQ(mamba_edge_sampler_required_bytes(nullptr, &options), 0u);
+  mamba_edge_model_close(nullptr);
+  mamba_edge_session_destroy(nullptr);
+  // Without an error to write to, the status is all.
+  EXPECT_EQ(mamba_edge_model_open(nullptr, nullptr, &m, nullptr), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_step(session.get(), -1, nullptr), MAMBA_EDGE_INVALID_ARGUMENT);
+}
+
+TEST(CApiArguments, WithoutATokenizer) {
+  const ModelPtr model = open_model(small_mamba1(), WeightType::f32);
+  mamba_edge_error error;
+  size_t n = 0;
+  int32_t ids[8];
+  EXPECT_EQ(mamba_edge_tokenize(model.get(), "a", 1, 0, ids, 8, &n, &error),
+            MAMBA_EDGE_NO_TOKENIZER);
+  EXPECT_NE(std::string(error.message).find("--tokenizer"), std::string::npos) << error.message;
+  mamba_edge_decoder decoder;
+  EXPECT_EQ(mamba_edge_decoder_init(&decoder, model.get(), 0, &error), MAMBA_EDGE_NO_TOKENIZER);
+  char text[8];
+  EXPECT_EQ(mamba_edge_decode(&decoder, 0, text, 8, &n, &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_max_piece_bytes(model.get()), 0u);
+}
+
+TEST(CApiArguments, Models) {
+  const TemporaryFolder folder;
+  const auto path = folder.path / "model.mamba";
+  mamba_edge_model* model = nullptr;
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_model_open(path.c_str(), nullptr, &model, &error), MAMBA_EDGE_IO);
+  EXPECT_EQ(model, nullptr);
+  EXPECT_NE(std::string(error.message).find(path.string()), std::string::npos);
+  write_model(path, small_mamba1(), WeightType::int8);
+  mamba_edge_model_options options = {};
+  options.isa = "z80";
+  EXPECT_EQ(mamba_edge_model_open(path.c_str(), &options, &model, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(error.message).find("\"z80\""), std::string::npos) << error.message;
+  EXPECT_NE(std::string(error.message).find("generic"), std::string::npos) << error.message;
+  options.isa = "generic";
+  for (const int threads : {-5, 0, 1, 3, INT32_MAX}) {
+    options.n_threads = threads;
+    ASSERT_EQ(mamba_edge_model_open(path.c_str(), &options, &model, &error), MAMBA_EDGE_OK)
+        << error.message;
+    mamba_edge_model_info info;
+    mamba_edge_model_get_info(model, &info);
+    EXPECT_STREQ(info.architecture, "mamba");
+    EXPECT_STREQ(info.isa, "generic");
+    EXPECT_EQ(info.n_layer, 2);
+    EXPECT_EQ(info.d_model, 24);
+    EXPECT_EQ(info.n_vocab, 37);
+    EXPECT_EQ(info.n_vocab_used, 35);
+    EXPECT_EQ(info.bos_token, 0);
+    EXPECT_EQ(info.eos_token, 1);
+    EXPECT_EQ(info.has_tokenizer, 0);
+    EXPECT_EQ(info.mapped_bytes, 0u);
+    EXPECT_GT(info.weight_bytes, 0u);
+    mamba_edge_model_close(model);
+  }
+}
+
+TEST(CApiStates, OfAnotherModelAreRefused) {
+  const ModelPtr one = open_model(small_mamba1(), WeightType::int8, 1),
+                 two = open_model(small_mamba1(), WeightType::int8, 2),
+                 three = open_model(small_mamba2(), WeightType::int8, 1);
+  const SessionPtr a = make_session(one), b = make_session(two), c = make_session(three);
+  take(a, some_tokens(3));
+  take(b, some_tokens(4));
+  const Bytes of_a = state_of(a, one), of_b = state_of(b, two);
+  mamba_edge_error error;
+  ASSERT_EQ(of_a.size(), of_b.size());
+  EXPECT_EQ(mamba_edge_state_load(b.get(), of_a.data(), of_a.size(), &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(error.message).find("another model"), std::string::npos) << error.message;
+  EXPECT_EQ(mamba_edge_state_copy(b.get(), a.get(), &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_state_copy(c.get(), a.get(), &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_state_load(c.get(), of_a.data(), of_a.size(), &error),
+            MAMBA_EDGE_BAD_FORMAT);
+  EXPECT_EQ(state_of(b, two), of_b);
+}
+
+TEST(CApiStates, DamagedOnesAreRefused) {
+  const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
+  const SessionPtr session = make_session(model);
+  take(session, some_tokens(3));
+  const Bytes good = state_of(session, model);
+  take(session, some_tokens(2, 8));
+  const Bytes now = state_of(session, model);
+  const auto load = [&](const Bytes& bytes) {
+    return mamba_edge_state_load(session.get(), bytes.data(), bytes.size(), nullptr);
+  };
+  Bytes bytes = good;
+  bytes[0] ^= 1;
+  EXPECT_EQ(load(bytes), MAMBA_EDGE_BAD_FORMAT);
+  bytes = good;
+  bytes[4] = 2;
+  EXPECT_EQ(load(bytes), MAMBA_EDGE_UNSUPPORTED);
+  for (size_t i = 8; i < 16; ++i) {
+    bytes = good;
+    bytes[i] ^= 0x80;
+    EXPECT_EQ(load(bytes), MAMBA_EDGE_INVALID_ARGUMENT) << i;
+  }
+  bytes = good;
+  bytes.pop_back();
+  EXPECT_EQ(load(bytes), MAMBA_EDGE_BAD_FORMAT);
+  bytes = good;
+  bytes.push_back(0);
+  EXPECT_EQ(load(bytes), MAMBA_EDGE_BAD_FORMAT);
+  EXPECT_EQ(state_of(session, model), now);  // untouched by all of that
+  Bytes small(good.size() - 1);
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_state_save(session.get(), small.data(), small.size(), &error),
+            MAMBA_EDGE_TOO_SMALL);
+  EXPECT_NE(std::string(error.message).find(std::to_string(good.size())), std::string::npos);
+  EXPECT_EQ(load(good), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(session, model), good);
+}
+
+// Two sessions of one model, on two threads at once.
+TEST(CApiSessions, ShareAModel) {
+  const ModelPtr model = open_model(small_mamba1(), WeightType::int4);
+  const auto tokens = some_tokens(200);
+  const auto run = [&](Floats& out) {
+    const SessionPtr session = make_session(model);
+    for (const int32_t t : tokens)
+      ASSERT_EQ(mamba_edge_step(session.get(), t, nullptr), MAMBA_EDGE_OK);
+    out = logits_of(session, model);
+  };
+  Floats alone, a, b;
+  run(alone);
+  std::thread other([&] { run(a); });
+  run(b);
+  other.join();
+  EXPECT_TRUE(same_bits(a, alone));
+  EXPECT_TRUE(same_bits(b, alone));
+}
+
+TEST(CApiNames, Statuses) {
+  std::set<std::string> names;
+  for (int i = 0; i <= 7; ++i)
+    names.insert(mamba_edge_status_name(static_cast<mamba_edge_status>(i)));
+  EXPECT_EQ(names.size(), 8u);
+  EXPECT_EQ(names.count("unknown status"), 0u);
+  int major = -1, minor = -1, patch = -1;
+  EXPECT_EQ(std::sscanf(mamba_edge_version(), "%d.%d.%d", &major, &minor, &patch), 3);
+}
+
+}  // namespace
+}  // namespace mamba_edge::test
