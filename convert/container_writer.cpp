@@ -86,6 +86,7 @@ void ContainerWriter::open_temporary() {
   std::error_code error;
   const std::filesystem::file_status old = std::filesystem::status(path_, error);
   if (std::filesystem::is_directory(old)) fail("write", EISDIR);
+  if (path_.empty()) throw Error("cannot write the output: its name is empty");
   if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {
     throw Error(path_.string() + ": cannot write: it is not a regular file");
   }

@@ -1,5 +1,6 @@
-// A published checkpoint into a container: reads, folds, packs, compresses and writes one tensor at a time, in panels of
-// about a megabyte that threads work on side by side. Memory does not grow with the checkpoint.
+// A published checkpoint into a container: reads, folds, packs, compresses and writes one tensor at
+// a time, in panels of about a megabyte that threads work on side by side. Memory does not grow
+// with the checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +20,15 @@ struct Options {
   std::filesystem::path input;   // a folder or a file, as Checkpoint::open takes it
   std::filesystem::path output;  // the container
   WeightType type = WeightType::int8;
-  std::optional<WeightType> embedding_type, head_type;  // default: type; tied: one matrix, so both must agree
-  uint32_t group_size = 64;                             // a multiple of 16, 16 to 256
-  int zstd_level = 3;                                   // as zstd counts, 1 to 22
-  bool store = false;                                   // keep tensors raw, for mapping
+  std::optional<WeightType> embedding_type,
+      head_type;             // default: type; tied: one matrix, so both must agree
+  uint32_t group_size = 64;  // a multiple of 16, 16 to 256
+  int zstd_level = 3;        // as zstd counts, 1 to 22
+  bool store = false;        // keep tensors raw, for mapping
   int threads = 1;
-  bool allow_nonfinite = false;  // NaN and infinities in weights are kept (fp32, fp16) or refused (others)
-  bool gated_norm_whole = false;  // Mamba-2: the gated norm works over all of d_inner
+  bool allow_nonfinite =
+      false;  // NaN and infinities in weights are kept (fp32, fp16) or refused (others)
+  bool gated_norm_whole = false;    // Mamba-2: the gated norm works over all of d_inner
   std::filesystem::path tokenizer;  // empty: tokenizer.json beside the checkpoint, if there is one
   std::string recipe;               // recorded in the file: the options that shape the numbers
   std::function<void(double done)> progress;  // 0 to 1; called from the converting thread
@@ -46,12 +49,12 @@ struct Report {
   std::vector<std::string> warnings;
   std::filesystem::path config_file;
   bool has_tokenizer = false;
-  std::string tokenizer_hint;     // without one: which file to add
-  uint64_t input_bytes = 0;       // the checkpoint's files
+  std::string tokenizer_hint;  // without one: which file to add
+  uint64_t input_bytes = 0;    // the checkpoint's files
   uint64_t output_bytes = 0;
-  uint64_t packed_bytes = 0;      // of all tensors, as they lie in memory
+  uint64_t packed_bytes = 0;  // of all tensors, as they lie in memory
   int64_t n_parameters = 0;
-  double bits_per_weight = 0;     // packed bits of the matrices over their elements
+  double bits_per_weight = 0;  // packed bits of the matrices over their elements
   double seconds = 0;
 };
 

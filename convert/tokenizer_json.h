@@ -14,8 +14,8 @@
 //   their negations), with greedy or possessive quantifiers, groups that are not repeated,
 //   (?i:...), and a look-ahead at one character; of these, the ones that match in time proportional
 //   to the text (GPT-2's, GPT-4's, Llama-3's, Qwen's and Tekken's are).
-// Everything else is refused by its name and value. "truncation" and "padding" are what a training script left behind; a
-// text is neither cut nor padded, as with transformers' AutoTokenizer.
+// Everything else is refused by its name and value. "truncation" and "padding" are what a training
+// script left behind; a text is neither cut nor padded, as with transformers' AutoTokenizer.
 //
 // Where ids can still differ from the Rust library's (0.22.2, asked about every code point up to
 // U+1FFFF): it splits by Unicode 16, composes and orders marks by a table of 2016; we do both by

@@ -1,5 +1,6 @@
-// Hands out pieces of one block of memory, front to back, 64-byte aligned. Run the same code once without memory to learn
-// how much is needed, and once with it: what was counted is then what is used.
+// Hands out pieces of one block of memory, front to back, 64-byte aligned. Run the same code once
+// without memory to learn how much is needed, and once with it: what was counted is then what is
+// used.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// The C boundary: checks arguments, converts options, copies messages. No other file knows mamba_edge_error.
+// The C boundary: checks arguments, converts options, copies messages. No other file knows
+// mamba_edge_error.
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -24,7 +25,9 @@ namespace {
 
 const Model& of(const mamba_edge_model* model) { return model->model; }
 Session* of(mamba_edge_session* session) { return reinterpret_cast<Session*>(session); }
-const Session* of(const mamba_edge_session* session) { return reinterpret_cast<const Session*>(session); }
+const Session* of(const mamba_edge_session* session) {
+  return reinterpret_cast<const Session*>(session);
+}
 
 mamba_edge_status report(const Status& status, mamba_edge_error* error) {
   if (error != nullptr) {
@@ -62,10 +65,11 @@ Status check_tokens(const Model& model, const int32_t* tokens, size_t n) {
 
 Status need_tokenizer(const Model& model) {
   if (model.has_tokenizer) return {};
-  return Status::error(MAMBA_EDGE_NO_TOKENIZER,
-                       "%s: has no tokenizer; convert again with tokenizer.json beside the checkpoint, or with "
-                       "--tokenizer PATH",
-                       model.path());
+  return Status::error(
+      MAMBA_EDGE_NO_TOKENIZER,
+      "%s: has no tokenizer; convert again with tokenizer.json beside the checkpoint, or with "
+      "--tokenizer PATH",
+      model.path());
 }
 
 }  // namespace
@@ -74,14 +78,22 @@ extern "C" {
 
 const char* mamba_edge_status_name(mamba_edge_status status) {
   switch (status) {
-    case MAMBA_EDGE_OK: return "ok";
-    case MAMBA_EDGE_INVALID_ARGUMENT: return "invalid argument";
-    case MAMBA_EDGE_OUT_OF_MEMORY: return "out of memory";
-    case MAMBA_EDGE_IO: return "input/output error";
-    case MAMBA_EDGE_BAD_FORMAT: return "bad format";
-    case MAMBA_EDGE_UNSUPPORTED: return "unsupported";
-    case MAMBA_EDGE_TOO_SMALL: return "buffer too small";
-    case MAMBA_EDGE_NO_TOKENIZER: return "no tokenizer";
+    case MAMBA_EDGE_OK:
+      return "ok";
+    case MAMBA_EDGE_INVALID_ARGUMENT:
+      return "invalid argument";
+    case MAMBA_EDGE_OUT_OF_MEMORY:
+      return "out of memory";
+    case MAMBA_EDGE_IO:
+      return "input/output error";
+    case MAMBA_EDGE_BAD_FORMAT:
+      return "bad format";
+    case MAMBA_EDGE_UNSUPPORTED:
+      return "unsupported";
+    case MAMBA_EDGE_TOO_SMALL:
+      return "buffer too small";
+    case MAMBA_EDGE_NO_TOKENIZER:
+      return "no tokenizer";
   }
   return "unknown status";
 }
@@ -133,8 +145,8 @@ void mamba_edge_model_get_info(const mamba_edge_model* model, mamba_edge_model_i
 }
 
 mamba_edge_status mamba_edge_session_required_bytes(const mamba_edge_model* model,
-                                                    const mamba_edge_session_options* options, size_t* bytes,
-                                                    mamba_edge_error* error) {
+                                                    const mamba_edge_session_options* options,
+                                                    size_t* bytes, mamba_edge_error* error) {
   if (model == nullptr) return null_argument("model", error);
   if (bytes == nullptr) return null_argument("bytes", error);
   SessionOptions o;
@@ -158,17 +170,19 @@ mamba_edge_status mamba_edge_session_create(const mamba_edge_model* model,
   if (arena == nullptr) {
     arena = own = mamba_edge::memory_allocate(needed);
     if (own == nullptr) {
-      return report(Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "no memory for an arena of %zu bytes", needed),
-                    error);
+      return report(
+          Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "no memory for an arena of %zu bytes", needed),
+          error);
     }
   } else if (reinterpret_cast<uintptr_t>(arena) % mamba_edge::kBlockAlign != 0) {
     return report(Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "the arena is not aligned to %u bytes",
                                 mamba_edge::kBlockAlign),
                   error);
   } else if (arena_bytes < needed) {
-    return report(Status::error(MAMBA_EDGE_TOO_SMALL, "the arena has %zu bytes; the session needs %zu",
-                                arena_bytes, needed),
-                  error);
+    return report(
+        Status::error(MAMBA_EDGE_TOO_SMALL, "the arena has %zu bytes; the session needs %zu",
+                      arena_bytes, needed),
+        error);
   }
   Session* result = nullptr;
   status = Session::create(of(model), o, arena, &result);
@@ -192,7 +206,9 @@ void mamba_edge_session_destroy(mamba_edge_session* session) {
 
 void mamba_edge_session_reset(mamba_edge_session* session) { of(session)->reset(); }
 
-uint64_t mamba_edge_session_position(const mamba_edge_session* session) { return of(session)->position(); }
+uint64_t mamba_edge_session_position(const mamba_edge_session* session) {
+  return of(session)->position();
+}
 
 mamba_edge_status mamba_edge_prefill(mamba_edge_session* session, const int32_t* tokens, size_t n,
                                      float* all_logits, mamba_edge_error* error) {
@@ -203,36 +219,39 @@ mamba_edge_status mamba_edge_prefill(mamba_edge_session* session, const int32_t*
   return report(status, error);
 }
 
-mamba_edge_status mamba_edge_step(mamba_edge_session* session, int32_t token, mamba_edge_error* error) {
+mamba_edge_status mamba_edge_step(mamba_edge_session* session, int32_t token,
+                                  mamba_edge_error* error) {
   return mamba_edge_prefill(session, &token, 1, nullptr, error);
 }
 
 float* mamba_edge_logits(mamba_edge_session* session) { return of(session)->logits(); }
 
-size_t mamba_edge_state_bytes(const mamba_edge_model* model) { return Session::state_bytes(of(model)); }
+size_t mamba_edge_state_bytes(const mamba_edge_model* model) {
+  return Session::state_bytes(of(model));
+}
 
-mamba_edge_status mamba_edge_state_save(const mamba_edge_session* session, void* buffer, size_t bytes,
-                                        mamba_edge_error* error) {
+mamba_edge_status mamba_edge_state_save(const mamba_edge_session* session, void* buffer,
+                                        size_t bytes, mamba_edge_error* error) {
   if (session == nullptr) return null_argument("session", error);
   if (buffer == nullptr) return null_argument("buffer", error);
   const size_t needed = Session::state_bytes(of(session)->model());
   if (bytes < needed) {
-    return report(Status::error(MAMBA_EDGE_TOO_SMALL, "the buffer has %zu bytes; the state needs %zu", bytes,
-                                needed),
+    return report(Status::error(MAMBA_EDGE_TOO_SMALL,
+                                "the buffer has %zu bytes; the state needs %zu", bytes, needed),
                   error);
   }
   of(session)->save_state(static_cast<uint8_t*>(buffer));
   return report({}, error);
 }
 
-mamba_edge_status mamba_edge_state_load(mamba_edge_session* session, const void* buffer, size_t bytes,
-                                        mamba_edge_error* error) {
+mamba_edge_status mamba_edge_state_load(mamba_edge_session* session, const void* buffer,
+                                        size_t bytes, mamba_edge_error* error) {
   if (session == nullptr) return null_argument("session", error);
   if (buffer == nullptr) return null_argument("buffer", error);
   const size_t needed = Session::state_bytes(of(session)->model());
   if (bytes != needed) {
-    return report(Status::error(MAMBA_EDGE_BAD_FORMAT, "a saved state of %zu bytes; this model's has %zu", bytes,
-                                needed),
+    return report(Status::error(MAMBA_EDGE_BAD_FORMAT,
+                                "a saved state of %zu bytes; this model's has %zu", bytes, needed),
                   error);
   }
   return report(of(session)->load_state(static_cast<const uint8_t*>(buffer)), error);
@@ -243,7 +262,8 @@ mamba_edge_status mamba_edge_state_copy(mamba_edge_session* to, const mamba_edge
   if (to == nullptr) return null_argument("to", error);
   if (from == nullptr) return null_argument("from", error);
   if (of(to)->model().container.fingerprint() != of(from)->model().container.fingerprint()) {
-    return report(Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "the sessions belong to different models: %s and %s",
+    return report(Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
+                                "the sessions belong to different models: %s and %s",
                                 of(to)->model().path(), of(from)->model().path()),
                   error);
   }
@@ -252,21 +272,22 @@ mamba_edge_status mamba_edge_state_copy(mamba_edge_session* to, const mamba_edge
 }
 
 mamba_edge_status mamba_edge_state_export(const mamba_edge_session* session, int layer, float* conv,
-                                          size_t* n_conv, float* ssm, size_t* n_ssm, mamba_edge_error* error) {
+                                          size_t* n_conv, float* ssm, size_t* n_ssm,
+                                          mamba_edge_error* error) {
   if (session == nullptr) return null_argument("session", error);
   const uint32_t n_layer = of(session)->model().config.n_layer;
   if (layer < 0 || static_cast<uint32_t>(layer) >= n_layer) {
-    return report(Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "layer %d; the model has layers 0 to %u", layer,
-                                n_layer - 1),
+    return report(Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
+                                "layer %d; the model has layers 0 to %u", layer, n_layer - 1),
                   error);
   }
   of(session)->export_state(static_cast<uint32_t>(layer), conv, n_conv, ssm, n_ssm);
   return report({}, error);
 }
 
-mamba_edge_status mamba_edge_tokenize(const mamba_edge_model* model, const char* text, size_t length,
-                                      unsigned flags, int32_t* ids, size_t capacity, size_t* n,
-                                      mamba_edge_error* error) {
+mamba_edge_status mamba_edge_tokenize(const mamba_edge_model* model, const char* text,
+                                      size_t length, unsigned flags, int32_t* ids, size_t capacity,
+                                      size_t* n, mamba_edge_error* error) {
   if (model == nullptr) return null_argument("model", error);
   if (n == nullptr) return null_argument("n", error);
   if (text == nullptr && length > 0) return null_argument("text", error);
@@ -277,10 +298,12 @@ mamba_edge_status mamba_edge_tokenize(const mamba_edge_model* model, const char*
   const size_t scratch_bytes = m.tokenizer.scratch_bytes(length);
   void* scratch = std::malloc(scratch_bytes);
   if (scratch == nullptr) {
-    return report(Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "no memory to tokenize %zu bytes of text", length), error);
+    return report(
+        Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "no memory to tokenize %zu bytes of text", length),
+        error);
   }
-  status = m.tokenizer.encode({text, length}, flags, {static_cast<std::byte*>(scratch), scratch_bytes}, ids, capacity,
-                              n);
+  status = m.tokenizer.encode({text, length}, flags,
+                              {static_cast<std::byte*>(scratch), scratch_bytes}, ids, capacity, n);
   std::free(scratch);
   return report(status, error);
 }
@@ -289,7 +312,8 @@ size_t mamba_edge_max_piece_bytes(const mamba_edge_model* model) {
   return of(model).has_tokenizer ? of(model).tokenizer.max_piece_bytes() : 0;
 }
 
-mamba_edge_status mamba_edge_decoder_init(mamba_edge_decoder* decoder, const mamba_edge_model* model, unsigned flags,
+mamba_edge_status mamba_edge_decoder_init(mamba_edge_decoder* decoder,
+                                          const mamba_edge_model* model, unsigned flags,
                                           mamba_edge_error* error) {
   if (decoder == nullptr) return null_argument("decoder", error);
   if (model == nullptr) return null_argument("model", error);
@@ -299,27 +323,29 @@ mamba_edge_status mamba_edge_decoder_init(mamba_edge_decoder* decoder, const mam
   return report(status, error);
 }
 
-mamba_edge_status mamba_edge_decode(mamba_edge_decoder* decoder, int32_t token, char* text, size_t capacity,
-                                    size_t* n, mamba_edge_error* error) {
+mamba_edge_status mamba_edge_decode(mamba_edge_decoder* decoder, int32_t token, char* text,
+                                    size_t capacity, size_t* n, mamba_edge_error* error) {
   if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
   if (n == nullptr) return null_argument("n", error);
   return report(of(decoder->model).tokenizer.decode(decoder, token, text, capacity, n), error);
 }
 
-mamba_edge_status mamba_edge_decode_finish(mamba_edge_decoder* decoder, char* text, size_t capacity, size_t* n,
-                                           mamba_edge_error* error) {
+mamba_edge_status mamba_edge_decode_finish(mamba_edge_decoder* decoder, char* text, size_t capacity,
+                                           size_t* n, mamba_edge_error* error) {
   if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
   if (n == nullptr) return null_argument("n", error);
   return report(of(decoder->model).tokenizer.decode_finish(decoder, text, capacity, n), error);
 }
 
-size_t mamba_edge_sampler_required_bytes(const mamba_edge_model* model, const mamba_edge_sampler_options* options) {
+size_t mamba_edge_sampler_required_bytes(const mamba_edge_model* model,
+                                         const mamba_edge_sampler_options* options) {
   if (model == nullptr || options == nullptr || !Sampler::check(*options).ok()) return 0;
   return Sampler::required_bytes(static_cast<int32_t>(of(model).config.n_vocab_used), *options);
 }
 
-mamba_edge_status mamba_edge_sampler_init(const mamba_edge_model* model, const mamba_edge_sampler_options* options,
-                                          void* memory, size_t bytes, mamba_edge_sampler** sampler,
+mamba_edge_status mamba_edge_sampler_init(const mamba_edge_model* model,
+                                          const mamba_edge_sampler_options* options, void* memory,
+                                          size_t bytes, mamba_edge_sampler** sampler,
                                           mamba_edge_error* error) {
   if (model == nullptr) return null_argument("model", error);
   if (options == nullptr) return null_argument("options", error);

@@ -64,17 +64,20 @@ Status validate_mamba2(const Mamba2Config& m) {
 
 Status validate_token(const char* field, int32_t token, uint32_t n_vocab) {
   if (token >= -1 && token < static_cast<int64_t>(n_vocab)) return {};
-  return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s %d is outside the vocabulary of %u", field, token,
-                       n_vocab);
+  return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s %d is outside the vocabulary of %u", field,
+                       token, n_vocab);
 }
 
 }  // namespace
 
 const char* architecture_name(Architecture architecture) {
   switch (architecture) {
-    case Architecture::mamba: return "mamba";
-    case Architecture::mamba2: return "mamba2";
-    case Architecture::falcon_mamba: return "falcon_mamba";
+    case Architecture::mamba:
+      return "mamba";
+    case Architecture::mamba2:
+      return "mamba2";
+    case Architecture::falcon_mamba:
+      return "falcon_mamba";
   }
   return "?";
 }

@@ -1,7 +1,8 @@
-// What a model is, in numbers: filled by the converter, stored in the container, read by the engine.
+// What a model is, in numbers: filled by the converter, stored in the container, read by the
+// engine.
 //
-// Plain data of fixed size. Does not know where tensors lie or how they are packed: the canonical list of tensors
-// (roles, names, packed shapes) that a config implies is in engine/tensors.h.
+// Plain data of fixed size. Does not know where tensors lie or how they are packed: the canonical
+// list of tensors (roles, names, packed shapes) that a config implies is in engine/tensors.h.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +30,8 @@ struct Mamba1Config {
   float dt_bc_eps = 0;
 };
 
-// Mamba-2's mixer. Channels are numbered group by group; head h belongs to group h / (n_heads / n_groups).
+// Mamba-2's mixer. Channels are numbered group by group; head h belongs to group h / (n_heads /
+// n_groups).
 struct Mamba2Config {
   uint32_t d_inner = 0;  // n_heads * headdim
   uint32_t d_state = 0;
@@ -39,7 +41,8 @@ struct Mamba2Config {
   uint32_t n_groups = 0;
   uint32_t proj_bias = 0;
   uint32_t conv_bias = 0;
-  uint32_t gated_norm = 0;        // 0: y * silu(z) only; 1: RMS norm per group; 2: RMS norm over all of d_inner
+  uint32_t gated_norm =
+      0;  // 0: y * silu(z) only; 1: RMS norm per group; 2: RMS norm over all of d_inner
   uint32_t norm_before_gate = 0;  // norm(y) * silu(z) instead of norm(y * silu(z))
   uint32_t d_per_channel = 0;     // D is [d_inner] instead of [n_heads]
   uint32_t init_states = 0;       // learnable initial states [n_heads, headdim, d_state]
@@ -66,8 +69,8 @@ struct ModelConfig {
   bool is_mamba2() const { return architecture == Architecture::mamba2; }
 };
 
-// Refuses values that are out of range or contradict each other, naming the field; afterwards no size that the
-// engine derives from the config overflows 63 bits.
+// Refuses values that are out of range or contradict each other, naming the field; afterwards no
+// size that the engine derives from the config overflows 63 bits.
 Status validate(const ModelConfig& config);
 
 }  // namespace mamba_edge

@@ -1,5 +1,5 @@
-// Fixed-width little-endian numbers in byte buffers. The library runs on little-endian machines only (weights are used in
-// place), so a load is a copy.
+// Fixed-width little-endian numbers in byte buffers. The library runs on little-endian machines
+// only (weights are used in place), so a load is a copy.
 #pragma once
 
 #include <bit>

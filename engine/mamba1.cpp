@@ -1,4 +1,5 @@
-// Mamba-1's mixer, and Falcon-Mamba's, which adds norms on dt, B and C. Formulas: Gu & Dao 2023, section 3.
+// Mamba-1's mixer, and Falcon-Mamba's, which adds norms on dt, B and C. Formulas: Gu & Dao 2023,
+// section 3.
 #include <algorithm>
 
 #include "engine/step.h"
@@ -14,7 +15,8 @@ void run_mamba1(const Step& step, uint32_t layer) {
   const size_t tokens = step.tokens;
   const size_t proj_stride = l.in_proj_rows, dbc_stride = l.x_proj_rows;
 
-  // Phase 1: in_proj. Pieces of x go on to the convolution, SiLU and quantisation; pieces of z end here.
+  // Phase 1: in_proj. Pieces of x go on to the convolution, SiLU and quantisation; pieces of z end
+  // here.
   const size_t x_piece = Step::piece_channels(w.x_proj);
   const size_t x_pieces = (l.inner + x_piece - 1) / x_piece;
   step.parallel(2 * x_pieces, [&](size_t i) {
@@ -22,7 +24,8 @@ void run_mamba1(const Step& step, uint32_t layer) {
     const size_t first = (is_x ? i : i - x_pieces) * x_piece;
     const size_t end = std::min<size_t>(first + x_piece, l.inner);
     const size_t row = (is_x ? l.in_x : l.in_z) + first;
-    step.matmul(w.in_proj, b.normed, row / kTileRows, (row + end - first) / kTileRows, b.proj, proj_stride);
+    step.matmul(w.in_proj, b.normed, row / kTileRows, (row + end - first) / kTileRows, b.proj,
+                proj_stride);
     if (w.in_proj_bias != nullptr) {
       for (size_t t = 0; t < tokens; ++t) {
         k.add_rows(b.proj + t * proj_stride + row, w.in_proj_bias + row, nullptr, end - first);

@@ -1,4 +1,5 @@
-// Mamba-2's mixer. Formulas: Dao & Gu 2024, section 7; the gated norm and dt limits as in the authors' code.
+// Mamba-2's mixer. Formulas: Dao & Gu 2024, section 7; the gated norm and dt limits as in the
+// authors' code.
 #include <algorithm>
 #include <cmath>
 
@@ -63,11 +64,12 @@ void run_mamba2(const Step& step, uint32_t layer) {
     }
   });
 
-  // Phase 2: the scan and the gate. A piece may cross from one B/C group to the next; a run stays inside one.
+  // Phase 2: the scan and the gate. A piece may cross from one B/C group to the next; a run stays
+  // inside one.
   const size_t heads_per_group = config.n_heads / config.n_groups;
   const bool whole_row = config.gated_norm == 2 || config.n_groups == 1;
-  // The norm is a factor per row (and group), so it can be applied to the scales of quantised activations, as long as no
-  // quantisation group crosses two norms.
+  // The norm is a factor per row (and group), so it can be applied to the scales of quantised
+  // activations, as long as no quantisation group crosses two norms.
   const bool quantised = is_quantised(w.out_proj.shape.type);
   const bool scales_only =
       quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
@@ -131,7 +133,8 @@ void run_mamba2(const Step& step, uint32_t layer) {
         if (scales_only) {
           const size_t group = w.out_proj.shape.group;
           const size_t stop = whole_row ? w.out_proj.shape.groups() : (g + 1) * span / group;
-          for (size_t q = g * span / group; q < stop; ++q) b.y.q.scale[t * b.y.q.group_stride + q] *= factor;
+          for (size_t q = g * span / group; q < stop; ++q)
+            b.y.q.scale[t * b.y.q.group_stride + q] *= factor;
         } else {
           k.scale(b.y.x + t * b.y.stride + g * span, factor, span);
         }

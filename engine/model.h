@@ -1,4 +1,5 @@
-// A loaded model: config, weights where the kernels want them, tokenizer. Immutable once opened; shared by sessions.
+// A loaded model: config, weights where the kernels want them, tokenizer. Immutable once opened;
+// shared by sessions.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +13,8 @@
 
 namespace mamba_edge {
 
-// Pointers into the weights' memory; NULL (or an empty Matrix) where the model has no such tensor. Shapes are those
-// of engine/tensors.h.
+// Pointers into the weights' memory; NULL (or an empty Matrix) where the model has no such tensor.
+// Shapes are those of engine/tensors.h.
 struct LayerWeights {
   const float* norm = nullptr;           // [d_model]
   const float* norm_bias = nullptr;      // [d_model]
@@ -33,13 +34,14 @@ struct LayerWeights {
 };
 
 struct Weights {
-  Matrix embedding, head;                   // [n_vocab, d_model]; the same data where tied
-  const float* final_norm = nullptr;        // [d_model]
-  const float* final_norm_bias = nullptr;   // [d_model]
-  LayerWeights* layers = nullptr;           // [n_layer]
+  Matrix embedding, head;                  // [n_vocab, d_model]; the same data where tied
+  const float* final_norm = nullptr;       // [d_model]
+  const float* final_norm_bias = nullptr;  // [d_model]
+  LayerWeights* layers = nullptr;          // [n_layer]
 };
 
-// The widest input and the most groups of the matrices that read the same activations: sizes of buffers.
+// The widest input and the most groups of the matrices that read the same activations: sizes of
+// buffers.
 struct InputLimits {
   size_t cols = 0;    // of one row, padded to groups
   size_t groups = 0;  // 0 where no such matrix is quantised
@@ -61,7 +63,7 @@ struct Model {
   // Memory that the above points into.
   uint8_t* memory = nullptr;  // inflated tensors
   size_t memory_bytes = 0;
-  Mapping mapping;            // the file, where tensors are stored raw
+  Mapping mapping;  // the file, where tensors are stored raw
   uint8_t* tokenizer_blob = nullptr;
 
   Model() = default;
@@ -78,8 +80,8 @@ struct ModelOptions {
   bool verify = false;        // check the checksums of mapped tensors too
 };
 
-// Opens, checks and loads a container into *model (freshly constructed). On failure the model may be destroyed and nothing
-// else.
+// Opens, checks and loads a container into *model (freshly constructed). On failure the model may
+// be destroyed and nothing else.
 Status load_model(const char* path, const ModelOptions& options, Model* model);
 
 }  // namespace mamba_edge

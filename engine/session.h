@@ -1,7 +1,8 @@
-// One text in progress: the recurrent state, the activations of a chunk of tokens, and the threads that compute.
+// One text in progress: the recurrent state, the activations of a chunk of tokens, and the threads
+// that compute.
 //
-// Everything lives in one arena whose size follows from the model and the options. take_tokens() allocates nothing.
-// Does not sample and knows nothing of text.
+// Everything lives in one arena whose size follows from the model and the options. take_tokens()
+// allocates nothing. Does not sample and knows nothing of text.
 #pragma once
 
 #include <cstddef>
@@ -15,16 +16,16 @@ namespace mamba_edge {
 
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 32;                             // most tokens that pass through the weights together
+  uint32_t chunk = 32;  // most tokens that pass through the weights together
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
   void* parallel_for_user = nullptr;
 };
 
 // Activations that some matrix reads: as floats, and quantised where that matrix is quantised.
 struct Activations {
-  float* x = nullptr;     // [chunk][stride], padding zero
+  float* x = nullptr;  // [chunk][stride], padding zero
   size_t stride = 0;
-  QuantisedRows q;        // [chunk][...]; unused for float matrices
+  QuantisedRows q;  // [chunk][...]; unused for float matrices
 };
 
 // Buffers of one chunk. Rows are tokens; strides are in elements and multiples of 16.
@@ -32,20 +33,20 @@ struct Buffers {
   float* residual = nullptr;  // [chunk][model_stride]
   float* product = nullptr;   // [chunk][model_stride], out_proj's output
   size_t model_stride = 0;
-  Activations normed;         // input of in_proj, [d_model]
-  float* proj = nullptr;      // [chunk][in_proj_rows]
-  Activations conv;           // Mamba-1: input of x_proj, [inner]
-  float* dbc = nullptr;       // Mamba-1: [chunk][x_proj_rows]
-  Activations dt_low;         // Mamba-1: input of dt_proj, [dt_rank]
-  float* dt = nullptr;        // [chunk][inner]
-  float* decay = nullptr;     // Mamba-2: [chunk][inner]
+  Activations normed;           // input of in_proj, [d_model]
+  float* proj = nullptr;        // [chunk][in_proj_rows]
+  Activations conv;             // Mamba-1: input of x_proj, [inner]
+  float* dbc = nullptr;         // Mamba-1: [chunk][x_proj_rows]
+  Activations dt_low;           // Mamba-1: input of dt_proj, [dt_rank]
+  float* dt = nullptr;          // [chunk][inner]
+  float* decay = nullptr;       // Mamba-2: [chunk][inner]
   float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
   float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
-  Activations y;              // input of out_proj, [inner]
-  Activations final;          // input of the head, [d_model]
-  float* logits = nullptr;    // [logit_rows][logit_stride]
+  Activations y;                // input of out_proj, [inner]
+  Activations final;            // input of the head, [d_model]
+  float* logits = nullptr;      // [logit_rows][logit_stride]
   size_t logit_stride = 0;
-  uint32_t logit_rows = 0;    // rows computed together when all are asked for
+  uint32_t logit_rows = 0;  // rows computed together when all are asked for
 };
 
 class Session {
@@ -55,7 +56,8 @@ class Session {
   static Status check_options(const SessionOptions& options);
 
   // Makes a fresh session at the start of `arena`.
-  static Status create(const Model& model, const SessionOptions& options, void* arena, Session** out);
+  static Status create(const Model& model, const SessionOptions& options, void* arena,
+                       Session** out);
   void destroy();
 
   void reset();

@@ -1,6 +1,8 @@
-// The result of an engine call: a code and a message that names the file, the thing and what was expected.
+// The result of an engine call: a code and a message that names the file, the thing and what was
+// expected.
 //
-// A Status owns its text in place, so making one never allocates. It does not carry causes or stack traces.
+// A Status owns its text in place, so making one never allocates. It does not carry causes or stack
+// traces.
 #pragma once
 
 #include <cstdarg>
@@ -14,8 +16,8 @@ class [[nodiscard]] Status {
  public:
   Status() = default;  // success
 
-  // A failure; `format` and its arguments as for printf, cut at kMessageBytes - 1 bytes (never inside
-  // a UTF-8 sequence).
+  // A failure; `format` and its arguments as for printf, cut at kMessageBytes - 1 bytes (never
+  // inside a UTF-8 sequence).
   static Status error(mamba_edge_status code, const char* format, ...)
       __attribute__((format(printf, 2, 3)));
 
@@ -31,10 +33,10 @@ class [[nodiscard]] Status {
 };
 
 // Returns from the enclosing function when `expression` is a failure.
-#define ME_TRY(expression)                                   \
-  do {                                                       \
-    ::mamba_edge::Status me_try_status_ = (expression);      \
-    if (!me_try_status_.ok()) return me_try_status_;         \
+#define ME_TRY(expression)                              \
+  do {                                                  \
+    ::mamba_edge::Status me_try_status_ = (expression); \
+    if (!me_try_status_.ok()) return me_try_status_;    \
   } while (0)
 
 }  // namespace mamba_edge

@@ -8,7 +8,7 @@
 namespace mamba_edge {
 namespace {
 
-constexpr size_t kRowsPerPiece = 64;   // of a projection
+constexpr size_t kRowsPerPiece = 64;  // of a projection
 constexpr size_t kHeadRowsPerPiece = 256;
 
 }  // namespace
@@ -38,8 +38,8 @@ void Step::quantise(const Matrix& w, const Activations& in, size_t begin, size_t
   const size_t stop = std::min<size_t>(round_up(end, group), w.shape.cols);
   for (size_t t = 0; t < tokens; ++t) {
     const size_t at = t * in.q.group_stride + begin / group;
-    kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group, in.q.q + t * in.q.stride + begin,
-                        in.q.scale + at, in.q.sum + at);
+    kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group,
+                        in.q.q + t * in.q.stride + begin, in.q.scale + at, in.q.sum + at);
   }
 }
 
@@ -55,8 +55,12 @@ void Step::matmul(const Matrix& w, const Activations& in, size_t begin, size_t e
     case WeightType::int16:
       kernels.matmul_i16_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
       return;
-    case WeightType::int8: kernels.matmul_i8_i8(w, begin, end, in.q, tokens, out, out_stride); return;
-    case WeightType::int4: kernels.matmul_i4_i8(w, begin, end, in.q, tokens, out, out_stride); return;
+    case WeightType::int8:
+      kernels.matmul_i8_i8(w, begin, end, in.q, tokens, out, out_stride);
+      return;
+    case WeightType::int4:
+      kernels.matmul_i4_i8(w, begin, end, in.q, tokens, out, out_stride);
+      return;
   }
 }
 

@@ -1,8 +1,9 @@
-// The forward pass of a chunk of tokens through the layers: what step and prefill share, and the place where mixers plug in.
+// The forward pass of a chunk of tokens through the layers: what step and prefill share, and the
+// place where mixers plug in.
 //
-// A layer runs as a few parallel phases. A phase is cut into pieces that depend on the model only, never on the number of
-// threads or of tokens, and every kernel treats tokens one by one, so the bits are the same however the work is handed out
-// and however a text is split into chunks.
+// A layer runs as a few parallel phases. A phase is cut into pieces that depend on the model only,
+// never on the number of threads or of tokens, and every kernel treats tokens one by one, so the
+// bits are the same however the work is handed out and however a text is split into chunks.
 #pragma once
 
 #include <cstddef>
@@ -29,13 +30,15 @@ struct Step {
   template <typename F>
   void parallel(size_t n, F&& piece) const {
     using Function = std::remove_reference_t<F>;
-    run(n, [](void* f, size_t i) { (*static_cast<Function*>(f))(i); },
+    run(
+        n, [](void* f, size_t i) { (*static_cast<Function*>(f))(i); },
         const_cast<void*>(static_cast<const void*>(&piece)));
   }
   void run(size_t n, mamba_edge_task task, void* context) const;
 
-  // Columns [begin, end) of `in` are complete for all tokens: quantises them if `w` wants that. begin and end are multiples
-  // of w's group, or end is the width of `in`; padding up to w's width counts as complete with the last piece.
+  // Columns [begin, end) of `in` are complete for all tokens: quantises them if `w` wants that.
+  // begin and end are multiples of w's group, or end is the width of `in`; padding up to w's width
+  // counts as complete with the last piece.
   void quantise(const Matrix& w, const Activations& in, size_t begin, size_t end) const;
 
   // out[t][row] for row blocks [begin, end) of w, all tokens.
@@ -46,8 +49,8 @@ struct Step {
   static size_t piece_channels(const Matrix& reader);
 
   // One norm row per token: residual -> out (floats and, for `reader`, quantised).
-  void norm_rows(const float* weight, const float* bias, const Matrix& reader, const Activations& out,
-                 size_t first_token) const;
+  void norm_rows(const float* weight, const float* bias, const Matrix& reader,
+                 const Activations& out, size_t first_token) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
   void project_out(const LayerWeights& w) const;

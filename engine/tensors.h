@@ -4,9 +4,11 @@
 // Channels (d_inner) are stored in segments, one per B/C group, each padded to 16, so that a block
 // of 16 channels never crosses a group and no kernel handles tails. Padding has the value zero
 // everywhere.
-//   in_proj rows    Mamba-1: x, z            Mamba-2: z, x, B, C, dt      (x and z segmented; B, C,
-//   dt padded to 16 as a whole) x_proj rows     dt, B, C (each padded to 16) conv rows Mamba-1: x
-//   Mamba-2: x, B, C columns of x_proj and out_proj           x, segmented
+//   in_proj rows               Mamba-1: x, z      Mamba-2: z, x, B, C, dt
+//   conv rows                  Mamba-1: x         Mamba-2: x, B, C
+//   x_proj rows                dt, B, C
+//   columns of x_proj, out_proj  x
+// z and x are segmented; B, C and dt are padded to 16 as a whole.
 // Knows nothing of checkpoints or of how a tensor is packed.
 #pragma once
 

@@ -1,5 +1,5 @@
-// XXH64, the 64-bit checksum of the container (algorithm: the xxHash specification, version 0.1.1; seed 0).
-// Not cryptographic: it finds damage, not malice.
+// XXH64, the 64-bit checksum of the container (algorithm: the xxHash specification, version 0.1.1;
+// seed 0). Not cryptographic: it finds damage, not malice.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,9 @@
 // Byte layouts of packed weights. Includes nothing of ours; holds no code that computes values.
 //
-// Every matrix is stored as row blocks of 16 output rows, and every kernel works on 16 rows at once, so no
-// kernel reduces across lanes. Rows are padded to 16 and inputs (columns) to whole groups; padding has the
-// value zero. A row block starts at a multiple of 64 bytes and is contiguous. Row block r, G = group, n = cols / G:
+// Every matrix is stored as row blocks of 16 output rows, and every kernel works on 16 rows at
+// once, so no kernel reduces across lanes. Rows are padded to 16 and inputs (columns) to whole
+// groups; padding has the value zero. A row block starts at a multiple of 64 bytes and is
+// contiguous. Row block r, G = group, n = cols / G:
 //
 //   f32    float    [cols][16]                    element (row, col) at [col][row % 16]; no groups
 //   f16    binary16 [cols][16]                    the same
@@ -10,12 +11,13 @@
 //          u8 [n][G / 4][16][4]                   a step: 16 rows x 4 consecutive inputs = 64 bytes
 //   int4   binary16 scale [n][16], padded to 64   value = scale * (nibble - 8), nibble in 0..15
 //          u8 [n][G / 8][16][4]                   low nibbles: step 2s, high nibbles: step 2s + 1
-//   int16  binary16 scale [n][16], padded to 64   value = scale * i16, float activations: the 16-bit type for weights
-//          int16 [cols][16]                       that binary16 cannot hold exactly, at a tenth of its error
+//   int16  binary16 scale [n][16], padded to 64   value = scale * i16; float activations
+//          int16 [cols][16]                       16 bits for weights that are not exact in binary16
 //
-// All values are also multiplied by the matrix's own float `scale`, a power of two that keeps the binary16 numbers
-// in their normal range. A step is one AVX-512 `vpdpbusd`, two AVX2 halves or four NEON `sdot` by lane against a
-// broadcast of 4 activations, and 16 steps (G = 64) are one AMX B tile, so decode and prefill share one copy.
+// All values are also multiplied by the matrix's own float `scale`, a power of two that keeps the
+// binary16 numbers in their normal range. A step is one AVX-512 `vpdpbusd`, two AVX2 halves or four
+// NEON `sdot` by lane against a broadcast of 4 activations, and 16 steps (G = 64) are one AMX B
+// tile, so decode and prefill share one copy.
 #pragma once
 
 #include <cstddef>
@@ -45,11 +47,16 @@ constexpr bool is_grouped(WeightType type) {
 }
 constexpr const char* type_name(WeightType type) {
   switch (type) {
-    case WeightType::f32: return "fp32";
-    case WeightType::f16: return "fp16";
-    case WeightType::int8: return "int8";
-    case WeightType::int4: return "int4";
-    case WeightType::int16: return "int16";
+    case WeightType::f32:
+      return "fp32";
+    case WeightType::f16:
+      return "fp16";
+    case WeightType::int8:
+      return "int8";
+    case WeightType::int4:
+      return "int4";
+    case WeightType::int16:
+      return "int16";
   }
   return "?";
 }
@@ -75,11 +82,15 @@ struct MatrixShape {
   constexpr size_t weight_bytes() const {
     const size_t elements = size_t{cols} * kTileRows;
     switch (type) {
-      case WeightType::f32: return elements * 4;
+      case WeightType::f32:
+        return elements * 4;
       case WeightType::f16:
-      case WeightType::int16: return elements * 2;
-      case WeightType::int8: return elements;
-      case WeightType::int4: return elements / 2;
+      case WeightType::int16:
+        return elements * 2;
+      case WeightType::int8:
+        return elements;
+      case WeightType::int4:
+        return elements / 2;
     }
     return 0;
   }

@@ -21,13 +21,14 @@ float load_f32(const uint8_t* p) {
 
 }  // namespace
 
-void decode_row(const MatrixShape& shape, float scale, const uint8_t* data, uint32_t row, uint32_t n,
-                float* out) {
+void decode_row(const MatrixShape& shape, float scale, const uint8_t* data, uint32_t row,
+                uint32_t n, float* out) {
   const uint8_t* block = data + size_t{row / kTileRows} * shape.row_block_bytes();
   const uint32_t lane = row % kTileRows;
   const uint8_t* weights = block + shape.scale_bytes();
   const auto group_scale = [&](uint32_t col) {
-    return scale * half_to_float(load_u16(block + (size_t{col / shape.group} * kTileRows + lane) * 2));
+    return scale *
+           half_to_float(load_u16(block + (size_t{col / shape.group} * kTileRows + lane) * 2));
   };
   switch (shape.type) {
     case WeightType::f32:
@@ -48,7 +49,8 @@ void decode_row(const MatrixShape& shape, float scale, const uint8_t* data, uint
       return;
     case WeightType::int8:
       for (uint32_t c = 0; c < n; ++c) {
-        const uint8_t q = weights[size_t{c / kStepInputs} * 64 + lane * kStepInputs + c % kStepInputs];
+        const uint8_t q =
+            weights[size_t{c / kStepInputs} * 64 + lane * kStepInputs + c % kStepInputs];
         out[c] = group_scale(c) * static_cast<float>(q - 128);
       }
       return;

@@ -28,7 +28,8 @@ inline uint16_t float_to_half(float value) {
   if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
   if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // >= 65520
   if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal half, a multiple of 2^-24
-    // Adding 0.5 aligns the multiple of 2^-24 with the last bit of the sum's mantissa, which rounds it.
+    // Adding 0.5 aligns the multiple of 2^-24 with the last bit of the sum's mantissa, which rounds
+    // it.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3F000000u));
   }

@@ -42,8 +42,12 @@ std::string recipe(const convert::Options& o) {
 nlohmann::ordered_json to_json(const convert::Options& o, const convert::Report& r) {
   nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
   for (const convert::TensorReport& t : r.tensors) {
-    nlohmann::ordered_json entry = {{"name", t.name},     {"type", t.type},           {"rows", t.rows},
-                                    {"cols", t.cols},     {"group", t.group},         {"raw_bytes", t.raw_bytes},
+    nlohmann::ordered_json entry = {{"name", t.name},
+                                    {"type", t.type},
+                                    {"rows", t.rows},
+                                    {"cols", t.cols},
+                                    {"group", t.group},
+                                    {"raw_bytes", t.raw_bytes},
                                     {"stored_bytes", t.stored_bytes}};
     if (t.type != "fp32") {
       entry["relative_rms_error"] = t.error.relative_rms();
@@ -67,33 +71,39 @@ nlohmann::ordered_json to_json(const convert::Options& o, const convert::Report&
           {"tensors", std::move(tensors)}};
 }
 
-// Errors by kind of tensor over all layers, the largest first: the per-tensor list is for --json and --verbose.
+// Errors by kind of tensor over all layers, the largest first: the per-tensor list is for --json
+// and --verbose.
 std::string error_table(const convert::Report& r, bool every_tensor) {
   std::map<std::string, EncodeError> by_kind;
   std::map<std::string, std::string> types;
   for (const convert::TensorReport& t : r.tensors) {
     if (t.type == "fp32") continue;
     std::string kind = t.name;
-    if (!every_tensor && kind.rfind("layers.", 0) == 0) kind = "layers.*" + kind.substr(kind.find('.', 7));
+    if (!every_tensor && kind.rfind("layers.", 0) == 0)
+      kind = "layers.*" + kind.substr(kind.find('.', 7));
     by_kind[kind].add(t.error);
     types[kind] = t.type;
   }
   if (by_kind.empty()) return {};
-  std::string text = format("  %-22s %-5s %14s %14s\n", "matrix", "type", "rms error", "largest error");
+  std::string text =
+      format("  %-22s %-5s %14s %14s\n", "matrix", "type", "rms error", "largest error");
   for (const auto& [kind, error] : by_kind) {
-    text += format("  %-22s %-5s %13.4f%% %14.3g\n", kind.c_str(), types[kind].c_str(), 100 * error.relative_rms(),
-                   error.max_abs_error);
+    text += format("  %-22s %-5s %13.4f%% %14.3g\n", kind.c_str(), types[kind].c_str(),
+                   100 * error.relative_rms(), error.max_abs_error);
   }
   return text;
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"Converts a Mamba checkpoint, as published, into one file that mamba-edge runs.", "mamba-quantize"};
-  std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto", tokenizer;
+  CLI::App app{"Converts a Mamba checkpoint, as published, into one file that mamba-edge runs.",
+               "mamba-quantize"};
+  std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto",
+                             tokenizer;
   int64_t group_size = 64, zstd_level = 3, threads = default_threads();
   bool store = false, json = false, allow_nonfinite = false, verbose = false;
   app.add_option("INPUT", input,
-                 "a folder with config.json (or params.json) and weights, or one weights file in such a folder")
+                 "a folder with config.json (or params.json) and weights, or one weights file in "
+                 "such a folder")
       ->required();
   app.add_option("-o,--output", output, "the file to write")->required();
   app.add_option("--type", type, "of the matrices: int8 (default), int4, fp16, fp32");
@@ -102,11 +112,15 @@ int run(int argc, char** argv) {
   add_integer(app, "--group-size", group_size, 16, 256,
               "inputs that share a scale: a multiple of 16 (default 64)");
   app.add_option("--gated-norm", gated_norm,
-                 "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code does; 'whole' all of "
+                 "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code "
+                 "does; 'whole' all of "
                  "d_inner, for checkpoints trained with transformers or mamba2-minimal");
-  app.add_option("--tokenizer", tokenizer, "tokenizer.json, or its folder, if it is not beside the checkpoint");
-  add_integer(app, "--zstd-level", zstd_level, 1, 22, "compression of the file, 1 to 22 (default 3)");
-  app.add_flag("--store", store, "keep tensors raw in the file: it is mapped and starts at once, but is larger");
+  app.add_option("--tokenizer", tokenizer,
+                 "tokenizer.json, or its folder, if it is not beside the checkpoint");
+  add_integer(app, "--zstd-level", zstd_level, 1, 22,
+              "compression of the file, 1 to 22 (default 3)");
+  app.add_flag("--store", store,
+               "keep tensors raw in the file: it is mapped and starts at once, but is larger");
   add_integer(app, "-t,--threads", threads, 1, 256, "threads (default: all cores)");
   app.add_flag("--allow-nonfinite", allow_nonfinite, "accept NaN and infinities in weights");
   app.add_flag("--json", json, "print the report as JSON on stdout");
@@ -117,16 +131,21 @@ int run(int argc, char** argv) {
   o.input = input;
   o.output = output;
   o.type = parse_type("--type", type);
-  if (!embedding_type.empty()) o.embedding_type = parse_type("--embedding-type", embedding_type);
-  if (!head_type.empty()) o.head_type = parse_type("--head-type", head_type);
+  if (app.count("--embedding-type") > 0)
+    o.embedding_type = parse_type("--embedding-type", embedding_type);
+  if (app.count("--head-type") > 0) o.head_type = parse_type("--head-type", head_type);
   if (group_size % kGroupMultiple != 0) {
-    throw UsageError("--group-size " + std::to_string(group_size) + ": expected a multiple of 16 from 16 to 256");
+    throw UsageError("--group-size " + std::to_string(group_size) +
+                     ": expected a multiple of 16 from 16 to 256");
   }
   o.group_size = static_cast<uint32_t>(group_size);
   if (gated_norm != "auto" && gated_norm != "whole") {
     throw UsageError("--gated-norm " + gated_norm + ": expected auto or whole");
   }
   o.gated_norm_whole = gated_norm == "whole";
+  if (app.count("--tokenizer") > 0 && tokenizer.empty()) {
+    throw UsageError("--tokenizer: expected a path");
+  }
   o.tokenizer = tokenizer;
   o.zstd_level = static_cast<int>(zstd_level);
   o.store = store;
@@ -149,12 +168,13 @@ int run(int argc, char** argv) {
   std::string text = error_table(report, verbose);
   text += format("%s: %s, %s parameters, %u layers, d_model %u\n", output.c_str(),
                  architecture_name(report.config.architecture),
-                 format_count(static_cast<uint64_t>(report.n_parameters)).c_str(), report.config.n_layer,
-                 report.config.d_model);
-  text += format("  %s -> %s (%s in memory), %.2f bits per weight, %.1f s, peak memory %s\n",
-                 format_bytes(report.input_bytes).c_str(), format_bytes(report.output_bytes).c_str(),
-                 format_bytes(report.packed_bytes).c_str(), report.bits_per_weight, report.seconds,
-                 format_bytes(peak_resident_bytes()).c_str());
+                 format_count(static_cast<uint64_t>(report.n_parameters)).c_str(),
+                 report.config.n_layer, report.config.d_model);
+  text +=
+      format("  %s -> %s (%s in memory), %.2f bits per weight, %.1f s, peak memory %s\n",
+             format_bytes(report.input_bytes).c_str(), format_bytes(report.output_bytes).c_str(),
+             format_bytes(report.packed_bytes).c_str(), report.bits_per_weight, report.seconds,
+             format_bytes(peak_resident_bytes()).c_str());
   write_stdout(text);
   return kExitOk;
 }

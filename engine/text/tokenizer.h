@@ -8,51 +8,7 @@
 // token, else nothing. Does not train, truncate, pad, encode pairs of texts, or apply chat
 // templates.
 //
-// ---- The blob, version 1
-// ------------------------------------------------------------------------------- Little-endian;
-// u32 unless said otherwise; "none" is 0xFFFFFFFF. It needs no alignment. First the header:
-//   0 magic "METK"   4 version (1)   8 size of the blob in bytes   12 flags (kFlag...)
-//   16 n_tokens   20 unknown token   24 bos   28 eos   (ids or none)   32 longest token in bytes
-//   36 character that decoding strips from the start of the text   40 at most how many of it
-//   44, 48, 52 reserved (0)
-//   56 sections: kSections pairs (offset from the start of the blob, number of elements)
-// Sections, in the order of the enum Section; an element of several fields is those u32 in a row:
-//   token_offsets [n_tokens + 1]   token t is token_bytes[token_offsets[t] .. token_offsets[t + 1])
-//   token_bytes   bytes. If kFlagByteLevel is set these are the raw bytes that the GPT-2 alphabet
-//   stands for
-//                 (for a token that has characters outside of that alphabet: its UTF-8)
-//   token_flags   bytes [n_tokens], kToken...
-//   token_hash    [0 or a power of two] ids or none: open addressing, linear probing, from
-//                 hash(bytes) & (size - 1); only the tokens that words can become (kTokenWord) are
-//                 in it. hash: FNV-1a in 32 bits (offset 0x811C9DC5, prime 0x01000193), then h ^= h
-//                 >> 15, h *= 0x2C1B3C6D, h ^= h >> 12
-//   merge_index   [n_tokens + 1]   the merges whose left part is t are merge_index[t] ..
-//   merge_index[t + 1] merges        (right id, rank), sorted by right id for each left id; the
-//   lowest rank merges first merge_ids     [number of ranks] the token that the merge of a rank
-//   makes single        [256] token of a word's byte (byte level) or of an ASCII character; none if
-//   there is none fallback      [256] the token <0xXX> of each byte, or none added_raw     (pattern
-//   offset in `pool`, pattern bytes, id, kAdded... flags): tokens looked for in the
-//                 text before it is normalised; sorted by the bytes of the pattern, which is never
-//                 empty
-//   added_norm    the same for tokens looked for in normalised text
-//   normalizers   Op, carried out in order
-//   pre_tokenizers  Op, in order
-//   decode_replace  at most one Op of kind kNormReplace, on each token's text when decoding;
-//   argument 1: in the
-//                 first token of a text, a becomes nothing instead of b
-//   programs      (first alternative, number of alternatives): a regular expression for
-//   kPreSplitRegex alternatives  (first item, number of items >= 1), tried in order items (class,
-//   min, max or none for no bound, kind (kItem...)): a run of a class, greedy, giving back
-//                 one by one if what follows fails; or a look-ahead at one character
-//   classes       (ASCII bitmap in four words, category mask, kClass... flags, first range, number
-//   of ranges):
-//                 a code below 128 is looked up in the bitmap; another is in the class if its
-//                 category, its kClass flags or a range contains it, or, with kClassNegated, if
-//                 none does
-//   ranges        (first code, last code)
-//   prefix, suffix  ids that the post-processor puts before and after
-//   pool          bytes: patterns and strings
-// An Op is (kind, argument, string a: offset in pool, bytes, string b: offset in pool, bytes).
+// docs/format.md describes the blob.
 #pragma once
 
 #include <cstddef>
@@ -121,7 +77,7 @@ inline constexpr uint32_t kPrePunctuation = 4;
 inline constexpr uint32_t kPreDigits = 5;      // category N; behaviour isolated or contiguous
 inline constexpr uint32_t kPreWhitespace = 6;  // White_Space
 inline constexpr uint32_t kPreMetaspace = 7;   // string a: the mark; argument bit 0: split, bits
-                                              // 1-2: 0 never, 1 first, 2 always put a mark in front
+    // 1-2: 0 never, 1 first, 2 always put a mark in front
 inline constexpr uint32_t kRemoved = 0, kIsolated = 1, kMergedWithPrevious = 2, kMergedWithNext = 3,
                           kContiguous = 4;
 inline constexpr uint32_t kInvert = 8;

@@ -1,5 +1,6 @@
-// Every reference model, through the real converter and engine, against numbers that other implementations computed
-// (tests/data/golden/README.md says which). Runs over the folders in the tree and, where it exists, the larger set beside it.
+// Every reference model, through the real converter and engine, against numbers that other
+// implementations computed (tests/data/golden/README.md says which). Runs over the folders in the
+// tree and, where it exists, the larger set beside it.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -43,14 +44,17 @@ std::vector<int32_t> read_ids(const fs::path& path) {
 // Folders with a checkpoint and expected numbers; GGUF and Mamba-3 are not converted yet.
 std::vector<fs::path> cases() {
   std::vector<fs::path> found;
-  for (const char* root : {MAMBA_EDGE_SOURCE_DIR "/tests/data/golden", MAMBA_EDGE_SHARED_DIR "/golden"}) {
+  for (const char* root :
+       {MAMBA_EDGE_SOURCE_DIR "/tests/data/golden", MAMBA_EDGE_SHARED_DIR "/golden"}) {
     if (!fs::is_directory(root)) continue;
     for (const auto& entry : fs::directory_iterator(root)) {
       const std::string name = entry.path().filename().string();
       const bool later = name.rfind("gguf-", 0) == 0 || name.rfind("mamba3-", 0) == 0;
-      const bool known = std::any_of(found.begin(), found.end(),
-                                     [&](const fs::path& p) { return p.filename() == entry.path().filename(); });
-      if (fs::is_directory(entry.path() / "expect") && !later && !known && name != "mamba2-ss-dssm") {
+      const bool known = std::any_of(found.begin(), found.end(), [&](const fs::path& p) {
+        return p.filename() == entry.path().filename();
+      });
+      if (fs::is_directory(entry.path() / "expect") && !later && !known &&
+          name != "mamba2-ss-dssm") {
         found.push_back(entry.path());
       }
     }
@@ -61,8 +65,8 @@ std::vector<fs::path> cases() {
 
 // A converted model, gone with the object.
 struct Converted {
-  explicit Converted(const fs::path& folder, WeightType type, bool gated_norm_whole = false, bool store = false,
-                     uint32_t group_size = 64) {
+  explicit Converted(const fs::path& folder, WeightType type, bool gated_norm_whole = false,
+                     bool store = false, uint32_t group_size = 64) {
     convert::Options o;
     o.input = folder;
     o.output = temporary.path / "model.mamba";
@@ -83,7 +87,8 @@ struct Converted {
 };
 
 // float [tokens, n_vocab], through prefill in chunks.
-std::vector<float> all_logits(const Model& model, EngineOptions options, int chunk, const std::vector<int32_t>& tokens,
+std::vector<float> all_logits(const Model& model, EngineOptions options, int chunk,
+                              const std::vector<int32_t>& tokens,
                               std::optional<Session>* keep = nullptr) {
   options.chunk = chunk;
   std::optional<Session> session(std::in_place, model, options);
@@ -110,7 +115,9 @@ double worst_row(const std::vector<float>& got, const Floats& expected) {
   return worst;
 }
 
-size_t arg_max(const float* row, size_t n) { return static_cast<size_t>(std::max_element(row, row + n) - row); }
+size_t arg_max(const float* row, size_t n) {
+  return static_cast<size_t>(std::max_element(row, row + n) - row);
+}
 
 std::vector<int32_t> greedy(Session& session, size_t n, size_t vocab) {
   std::vector<int32_t> ids;
@@ -123,8 +130,9 @@ std::vector<int32_t> greedy(Session& session, size_t n, size_t vocab) {
 
 class Golden : public testing::TestWithParam<fs::path> {};
 
-// 1e-4 of the row's largest magnitude: float32 rounding alone, in another order of summation, moves these logits by up to
-// 1.7e-4 absolute at magnitudes of 5 to 16 (source.txt of each case), which is 1e-5 to 3e-5 of the row.
+// 1e-4 of the row's largest magnitude: float32 rounding alone, in another order of summation, moves
+// these logits by up to 1.7e-4 absolute at magnitudes of 5 to 16 (source.txt of each case), which
+// is 1e-5 to 3e-5 of the row.
 TEST_P(Golden, Float32) {
   const Converted c(GetParam(), WeightType::f32);
   const fs::path expect = GetParam() / "expect";
@@ -144,15 +152,16 @@ TEST_P(Golden, Float32) {
     size_t n_conv = 0, n_ssm = 0;
     mamba_edge_error error;
     const auto export_state = [&](float* to_conv, float* to_ssm) {
-      return mamba_edge_state_export(session->get(), static_cast<int>(layer), to_conv, &n_conv, to_ssm, &n_ssm,
-                                     &error);
+      return mamba_edge_state_export(session->get(), static_cast<int>(layer), to_conv, &n_conv,
+                                     to_ssm, &n_ssm, &error);
     };
     ASSERT_EQ(export_state(nullptr, nullptr), MAMBA_EDGE_OK);
     ASSERT_EQ(n_conv, conv.values.size() / layers);
     ASSERT_EQ(n_ssm, ssm.values.size() / layers);
     got_conv.resize(got_conv.size() + n_conv);
     got_ssm.resize(got_ssm.size() + n_ssm);
-    ASSERT_EQ(export_state(got_conv.data() + layer * n_conv, got_ssm.data() + layer * n_ssm), MAMBA_EDGE_OK);
+    ASSERT_EQ(export_state(got_conv.data() + layer * n_conv, got_ssm.data() + layer * n_ssm),
+              MAMBA_EDGE_OK);
   }
   const auto per_layer = [&](Floats f) {
     f.shape = {layers, f.values.size() / layers};
@@ -162,12 +171,14 @@ TEST_P(Golden, Float32) {
   EXPECT_LE(worst_row(got_ssm, per_layer(ssm)), 1e-4);
 
   const std::vector<int32_t> expected = read_ids(expect / "greedy.npy");
-  EXPECT_EQ(greedy(*session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)), expected);
+  EXPECT_EQ(greedy(*session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)),
+            expected);
 }
 
 TEST_P(Golden, SameBitsForAnyThreadsAndSplits) {
   const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
-  for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
+  for (const WeightType type :
+       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
     Converted c(GetParam(), type);
     const std::vector<float> one = all_logits(*c.model, c.engine, 1, tokens);
     for (const int chunk : {3, 64}) {
@@ -181,19 +192,21 @@ TEST_P(Golden, SameBitsForAnyThreadsAndSplits) {
   }
 }
 
-// 5e-3 of the row's largest magnitude. Checkpoints in binary16 and bfloat16 convert exactly. Others become int16 in groups:
-// an error of at most 2^-16 of a group's largest weight, about 2^-15.5 of its root mean square. With the gains up to 100
-// from a weight's relative error to a logit's that these models have (measured by rounding weights), that is 2e-3 and less.
+// 5e-3 of the row's largest magnitude. Checkpoints in binary16 and bfloat16 convert exactly. Others
+// become int16 in groups: an error of at most 2^-16 of a group's largest weight, about 2^-15.5 of
+// its root mean square. With the gains up to 100 from a weight's relative error to a logit's that
+// these models have (measured by rounding weights), that is 2e-3 and less.
 TEST_P(Golden, Float16) {
   const Converted c(GetParam(), WeightType::f16);
   const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
-  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens), read_floats(GetParam() / "expect" / "logits.npy")),
+  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens),
+                      read_floats(GetParam() / "expect" / "logits.npy")),
             5e-3);
 }
 
 struct Divergence {
-  double kl = 0;     // mean over rows of KL(expected || got)
-  size_t same = 0;   // rows whose largest logit is the same
+  double kl = 0;    // mean over rows of KL(expected || got)
+  size_t same = 0;  // rows whose largest logit is the same
 };
 
 Divergence divergence(const Floats& expected, const std::vector<float>& got) {
@@ -218,13 +231,15 @@ Divergence divergence(const Floats& expected, const std::vector<float>& got) {
   return d;
 }
 
-// The bound on int8. To second order KL(p || q) = Var_p(d) / 2 for logits that move by d, and d is linear in small relative
-// errors of the products' operands, so KL = G e^2 with a G that belongs to the model. We measure G with weights rounded to
-// int16, whose error w16 the converter reports: the largest KL / w16^2 of four group sizes, so of four independent
-// roundings. In int8 both operands are rounded: weights with the reported w8, and activations, uniformly by a step of
-// max / 127: a = c / (127 sqrt(12)) for a group whose largest value is c times its root mean square; c <= 4 for groups of up
-// to 64 near-Gaussian values. So KL <= 4 G (w8^2 + a^2), where 4 allows an unlucky rounding to move the logits by twice what
-// the worst of four did. Logits cannot move linearly for ever: no bound above 1 is needed.
+// The bound on int8. To second order KL(p || q) = Var_p(d) / 2 for logits that move by d, and d is
+// linear in small relative errors of the products' operands, so KL = G e^2 with a G that belongs to
+// the model. We measure G with weights rounded to int16, whose error w16 the converter reports: the
+// largest KL / w16^2 of four group sizes, so of four independent roundings. In int8 both operands
+// are rounded: weights with the reported w8, and activations, uniformly by a step of max / 127: a =
+// c / (127 sqrt(12)) for a group whose largest value is c times its root mean square; c <= 4 for
+// groups of up to 64 near-Gaussian values. So KL <= 4 G (w8^2 + a^2), where 4 allows an unlucky
+// rounding to move the logits by twice what the worst of four did. Logits cannot move linearly for
+// ever: no bound above 1 is needed.
 TEST_P(Golden, Int8) {
   const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
   const Floats expected = read_floats(GetParam() / "expect" / "logits.npy");
@@ -239,7 +254,8 @@ TEST_P(Golden, Int8) {
   for (const uint32_t group : {16, 32, 48, 64}) {
     const Converted c(GetParam(), WeightType::int16, false, false, group);
     const double e = weight_error(c.report);
-    gain = std::max(gain, divergence(expected, all_logits(*c.model, c.engine, 16, tokens)).kl / (e * e));
+    gain = std::max(gain,
+                    divergence(expected, all_logits(*c.model, c.engine, 16, tokens)).kl / (e * e));
   }
   const Converted c(GetParam(), WeightType::int8);
   const Divergence d = divergence(expected, all_logits(*c.model, c.engine, 16, tokens));
@@ -248,15 +264,17 @@ TEST_P(Golden, Int8) {
   std::printf("  %-26s int8: KL %.2e (bound %.2e), top-1 agreement %zu of %zu\n",
               GetParam().filename().c_str(), d.kl, bound, d.same, tokens.size());
   EXPECT_LE(d.kl, bound);
-  // By Pinsker's inequality the total variation is at most sqrt(KL / 2) on average, and a winner can only change where the
-  // best two are closer than twice that; half of the rows is far above what remains.
+  // By Pinsker's inequality the total variation is at most sqrt(KL / 2) on average, and a winner
+  // can only change where the best two are closer than twice that; half of the rows is far above
+  // what remains.
   EXPECT_GE(2 * d.same, tokens.size());
 }
 
 TEST_P(Golden, TextToText) {
   std::ifstream file(GetParam() / "text.json");
   if (!file) {
-    EXPECT_FALSE(fs::exists(GetParam() / "tokenizer.json"));  // a model with a tokenizer has prompts
+    EXPECT_FALSE(
+        fs::exists(GetParam() / "tokenizer.json"));  // a model with a tokenizer has prompts
     return;
   }
   const Converted c(GetParam(), WeightType::f32);
@@ -267,7 +285,8 @@ TEST_P(Golden, TextToText) {
     Session session(*c.model, c.engine);
     session.prefill(ids.data(), ids.size(), nullptr);
     const auto expected = entry["greedy_ids"].get<std::vector<int32_t>>();
-    EXPECT_EQ(greedy(session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)), expected);
+    EXPECT_EQ(greedy(session, expected.size(), static_cast<size_t>(c.model->info().n_vocab)),
+              expected);
   }
 }
 
@@ -277,12 +296,14 @@ INSTANTIATE_TEST_SUITE_P(Cases, Golden, testing::ValuesIn(cases()), [](const aut
   return name;
 });
 
-// transformers normalises over all channels; a checkpoint trained so is converted with --gated-norm whole.
+// transformers normalises over all channels; a checkpoint trained so is converted with --gated-norm
+// whole.
 TEST(GatedNorm, WholeRowEqualsTransformers) {
   const fs::path folder = MAMBA_EDGE_SOURCE_DIR "/tests/data/golden/mamba2-hf-groups";
   const Converted c(folder, WeightType::f32, /*gated_norm_whole=*/true);
   const std::vector<int32_t> tokens = read_ids(folder / "expect" / "tokens.npy");
-  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens), read_floats(folder / "expect/logits_transformers.npy")),
+  EXPECT_LE(worst_row(all_logits(*c.model, c.engine, 16, tokens),
+                      read_floats(folder / "expect/logits_transformers.npy")),
             1e-4);
 }
 
@@ -290,7 +311,8 @@ TEST(GatedNorm, WholeRowEqualsTransformers) {
 TEST(Store, SameBitsAsCompressed) {
   const fs::path folder = MAMBA_EDGE_SOURCE_DIR "/tests/data/golden/mamba2-hf-groups";
   const std::vector<int32_t> tokens = read_ids(folder / "expect" / "tokens.npy");
-  const Converted compressed(folder, WeightType::int8), stored(folder, WeightType::int8, false, true);
+  const Converted compressed(folder, WeightType::int8),
+      stored(folder, WeightType::int8, false, true);
   EXPECT_GT(stored.model->info().mapped_bytes, 0u);
   EXPECT_EQ(compressed.model->info().mapped_bytes, 0u);
   EXPECT_EQ(compressed.model->info().fingerprint, stored.model->info().fingerprint);
@@ -302,10 +324,12 @@ TEST(Refused, UnsupportedModelsByName) {
   const struct {
     const char* folder;
     const char* word;
-  } refused[] = {{"mamba3-ss-siso", "Mamba3"}, {"mamba3-ss-mimo", "Mamba3"}, {"mamba2-ss-dssm", "d_ssm"}};
+  } refused[] = {
+      {"mamba3-ss-siso", "Mamba3"}, {"mamba3-ss-mimo", "Mamba3"}, {"mamba2-ss-dssm", "d_ssm"}};
   for (const auto& r : refused) {
     fs::path folder = fs::path(MAMBA_EDGE_SHARED_DIR) / "golden" / r.folder;
-    if (!fs::exists(folder)) folder = fs::path(MAMBA_EDGE_SOURCE_DIR) / "tests/data/refused" / r.folder;
+    if (!fs::exists(folder))
+      folder = fs::path(MAMBA_EDGE_SOURCE_DIR) / "tests/data/refused" / r.folder;
     const TemporaryFolder temporary;
     convert::Options o;
     o.input = folder;
