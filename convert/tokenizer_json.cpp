@@ -644,7 +644,7 @@ class Compiler {
     if (pattern.is_object() && get(pattern, "String").is_string())
       return pattern["String"].get<std::string>();
     if (pattern.is_object() && get(pattern, "Regex").is_string()) {
-      const std::string text = pattern["Regex"].get<std::string>();
+      std::string text = pattern["Regex"].get<std::string>();
       if (text.find_first_of("\\^$.|?*+()[]{}") == std::string::npos) return text;
     }
     refuse(what, pattern);
@@ -804,7 +804,7 @@ class Compiler {
   }
 
   std::string replacement(const json& step) const {
-    const std::string text = string(step, "replacement");
+    std::string text = string(step, "replacement");
     if (code_points(text).size() != 1)
       malformed("replacement", step["replacement"], "one character");
     return text;

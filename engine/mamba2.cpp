@@ -123,13 +123,13 @@ void run_mamba2(const Step& step, uint32_t layer) {
   if (config.gated_norm != 0) {
     const size_t norms = whole_row ? 1 : config.n_groups;
     const size_t span = l.inner / norms;  // padded channels of one norm
-    const float count = static_cast<float>(config.d_inner / norms);
+    const size_t count = config.d_inner / norms;
     for (size_t t = 0; t < tokens; ++t) {
       for (size_t g = 0; g < norms; ++g) {
         const float* sums = b.gate_sums + t * (l.inner / kTileRows) + g * span / kTileRows;
         float sum = 0;
         for (size_t i = 0; i < span / kTileRows; ++i) sum += sums[i];
-        const float factor = 1.0f / std::sqrt(sum / count + config.norm_eps);
+        const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + config.norm_eps);
         if (scales_only) {
           const size_t group = w.out_proj.shape.group;
           const size_t stop = whole_row ? w.out_proj.shape.groups() : (g + 1) * span / group;

@@ -363,7 +363,7 @@ class NpyHeader {
     expect(quote);
     const size_t end = text_.find(quote, at_);
     if (end == std::string_view::npos) fail("its header has an unfinished string");
-    const std::string result(text_.substr(at_, end - at_));
+    std::string result(text_.substr(at_, end - at_));
     at_ = end + 1;
     return result;
   }

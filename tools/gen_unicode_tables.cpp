@@ -53,7 +53,7 @@ std::vector<bool> matches_of(const char* pattern) {
 }
 
 // Canonical decomposition (composed = false) or NFC (true) of a few code points.
-std::vector<uint32_t> normalise(std::vector<uint32_t> text, bool composed) {
+std::vector<uint32_t> normalise(const std::vector<uint32_t>& text, bool composed) {
   const int flags = UTF8PROC_STABLE | (composed ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
   std::vector<int32_t> buffer(64);
   utf8proc_ssize_t n = 0;
