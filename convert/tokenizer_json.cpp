@@ -824,7 +824,8 @@ class Compiler {
     if (!dropout.is_null() && dropout != 0) refuse("dropout", dropout);
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       const json& value = get(node, key);
-      if (!value.is_null() && value != "") refuse(key, value);
+      const bool empty = value.is_string() && value.get_ref<const std::string&>().empty();
+      if (!value.is_null() && !empty) refuse(key, value);
     }
     fuse_unknown_ = boolean(node, "fuse_unk", false);
     byte_fallback_ = boolean(node, "byte_fallback", false);

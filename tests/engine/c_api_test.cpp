@@ -436,7 +436,7 @@ TEST(CApiArguments, Sessions) {
   EXPECT_EQ(create(defaults, arena.get(), bytes - 1), MAMBA_EDGE_TOO_SMALL);
   EXPECT_TRUE(says(std::to_string(bytes).c_str())) << error.message;
   EXPECT_EQ(create(defaults, arena.get(), 0), MAMBA_EDGE_TOO_SMALL);
-  for (const size_t offset : {1, 16, 32, 63}) {
+  for (const size_t offset : {1u, 16u, 32u, 63u}) {
     EXPECT_EQ(create(defaults, arena.get() + offset, bytes), MAMBA_EDGE_INVALID_ARGUMENT);
     EXPECT_TRUE(says("aligned")) << error.message;
   }
