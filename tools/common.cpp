@@ -1,6 +1,7 @@
 #include "tools/common.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -107,6 +108,21 @@ int interrupt_signal() { return g_signal; }
 void clear_interrupt() { g_signal = 0; }
 void throw_if_interrupted() {
   if (g_signal != 0) throw Interrupted();
+}
+
+bool wait_for_input(int file) {
+  // Between a look at the flag and a blocking read a signal would be noted, and the read would wait all the same.
+  // So the signals are held back while we look, and ppoll lets them in.
+  sigset_t held, usual;
+  sigemptyset(&held);
+  sigaddset(&held, SIGINT);
+  sigaddset(&held, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &held, &usual);
+  pollfd waiting = {file, POLLIN, 0};
+  while (g_signal == 0 && ppoll(&waiting, 1, nullptr, &usual) < 0 && errno == EINTR) {
+  }
+  pthread_sigmask(SIG_SETMASK, &usual, nullptr);
+  return g_signal == 0;
 }
 
 // ---- standard streams
@@ -224,11 +240,11 @@ std::string read_file(const std::string& path) {
     text.reserve(static_cast<size_t>(status.st_size) + 1);
   }
   std::vector<char> buffer(1u << 16);
-  while (true) {
+  while (wait_for_input(file)) {
     const ssize_t n = ::read(file, buffer.data(), buffer.size());
     if (n == 0) break;
     if (n < 0) {
-      if (errno == EINTR && g_signal == 0) continue;
+      if (errno == EINTR) continue;
       error = errno;
       break;
     }

@@ -58,6 +58,8 @@ void catch_interrupts();
 int interrupt_signal();  // the signal that came, or 0
 void clear_interrupt();
 void throw_if_interrupted();
+// Waits until `file` can be read (or has ended); false: a signal came, before or while waiting.
+bool wait_for_input(int file);
 
 // ---- standard streams
 

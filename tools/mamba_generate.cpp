@@ -337,12 +337,11 @@ std::optional<std::string> read_line() {
       return line;
     }
     char bytes[4096];
+    if (!wait_for_input(STDIN_FILENO)) return std::nullopt;
     const ssize_t n = ::read(STDIN_FILENO, bytes, sizeof bytes);
     if (n > 0) {
       buffer.append(bytes, static_cast<size_t>(n));
-    } else if (n < 0 && errno == EINTR && interrupt_signal() == 0) {
-      continue;
-    } else {
+    } else if (n == 0 || errno != EINTR) {
       return std::nullopt;
     }
   }
