@@ -45,8 +45,9 @@ constexpr float kTinyActivation = 0x1p-100f;
 
 // Quantises one row of `n` floats (n a multiple of group, group of kGroupMultiple) in groups: scale
 // = max|x| / 127, q = x / scale rounded to nearest (ties to even), sum = sum of q; an all-zero
-// group has scale 0 and q 0. x is finite. |x - scale * q| <= scale * (0.5 + 2^-15). A group whose
-// max|x| is below kTinyActivation counts as all zero, so that no scale is subnormal.
+// group has scale 0 and q 0. |x - scale * q| <= scale * (0.5 + 2^-15). A group whose max|x| is
+// below kTinyActivation counts as all zero, so that no scale is subnormal. A group that holds NaN
+// or an infinity (which only a damaged model makes) has scale NaN and q 0, so it stays visible.
 using QuantiseI8 = void(const float* x, size_t n, size_t group, int8_t* q, float* scale,
                         int32_t* sum);
 

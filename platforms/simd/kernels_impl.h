@@ -54,8 +54,20 @@ struct Kernels {
                           int32_t* sum) {
     for (size_t g = 0; g * group < n; ++g, x += group, q += group) {
       V largest = V::broadcast(0.0f);
-      for (size_t i = 0; i < group; i += kLanes) largest = V::max(largest, V::abs(V::load(x + i)));
+      V probe = V::broadcast(0.0f);  // stays zero unless a value is NaN or infinite
+      for (size_t i = 0; i < group; i += kLanes) {
+        const V value = V::load(x + i);
+        largest = V::max(largest, V::abs(value));
+        probe = V::fma(value, V::broadcast(0.0f), probe);
+      }
       alignas(64) float v[kLanes];
+      probe.store(v);
+      if (!(sum_tree(v) == 0.0f)) {
+        std::memset(q, 0, group);
+        scale[g] = __builtin_nanf("");
+        sum[g] = 0;
+        continue;
+      }
       largest.store(v);
       const float top = max_tree(v);
       if (!(top >= kTinyActivation)) {

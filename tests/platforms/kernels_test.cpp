@@ -152,6 +152,26 @@ TEST_P(Kernels, QuantiseRoundsTiesToEven) {
   for (size_t i = 0; i < 16; ++i) EXPECT_EQ(q[i], want[i]) << x[i];
 }
 
+// One value that is not finite makes its group NaN, wherever it stands, and leaves the others alone.
+TEST_P(Kernels, QuantiseShowsWhatIsNotFinite) {
+  for (const float bad : {kInf, -kInf, kNan}) {
+    for (size_t at = 0; at < 64; ++at) {
+      Floats x = floats(3 * 64, -1, 1);
+      x[64 + at] = bad;
+      x[64 + (at + 21) % 64] = at % 2 == 0 ? -bad : 1e30f;
+      Guarded<int8_t> q(3 * 64);
+      Floats scale(3);
+      Guarded<int32_t> sum(3);
+      k.quantise_i8(x.data(), 3 * 64, 64, q.data(), scale.data(), sum.data());
+      EXPECT_TRUE(std::isnan(scale[1])) << bad << " at " << at;
+      EXPECT_EQ(sum[1], 0);
+      for (size_t i = 64; i < 128; ++i) ASSERT_EQ(q[i], 0);
+      EXPECT_GT(scale[0], 0.0f);
+      EXPECT_GT(scale[2], 0.0f);
+    }
+  }
+}
+
 // ---- matmul ----
 
 struct TestMatrix {
