@@ -251,7 +251,7 @@ TEST_P(Golden, Int8) {
     return sum.relative_rms();
   };
   double gain = 0;
-  for (const uint32_t group : {16, 32, 48, 64}) {
+  for (const uint32_t group : {16u, 32u, 48u, 64u}) {
     const Converted c(GetParam(), WeightType::int16, false, false, group);
     const double e = weight_error(c.report);
     gain = std::max(gain,
