@@ -46,6 +46,7 @@ Status convert(const mamba_edge_session_options* from, SessionOptions* to) {
   if (from != nullptr) {
     if (from->n_threads != 0) to->n_threads = from->n_threads;
     if (from->chunk != 0) to->chunk = from->chunk < 0 ? 0 : static_cast<uint32_t>(from->chunk);
+    to->state = static_cast<mamba_edge::StateType>(from->state_type);
     to->parallel_for = from->parallel_for;
     to->parallel_for_user = from->parallel_for_user;
   }

@@ -2,7 +2,6 @@
 // place: large tensors inflate in parallel, frame by frame; raw ones are mapped.
 #include <pthread.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -204,86 +203,11 @@ class Loader {
     return inflate(c_, jobs_, n_jobs_, options_.n_threads);
   }
 
-  Matrix matrix(uint32_t i) const {
-    const TensorEntry t = c_.tensor(data_[i].index);
-    return {t.shape, t.shape.row_block_bytes(), t.scale, data_[i].data};
-  }
-
-  // Hands every tensor to the field that the engine reads.
   void place_tensors() {
-    Weights& w = m_.weights;
     for (uint32_t i = 0; i < n_; ++i) {
-      const TensorSpec spec = tensor_spec(m_.config, i);
-      LayerWeights& layer = w.layers[spec.layer];
-      const auto* floats = reinterpret_cast<const float*>(data_[i].data);
-      switch (spec.role) {
-        case TensorRole::embedding:
-          w.embedding = matrix(i);
-          if (m_.config.tied != 0) set(&w.head, i, &m_.to_head);
-          break;
-        case TensorRole::head:
-          set(&w.head, i, &m_.to_head);
-          break;
-        case TensorRole::final_norm:
-          w.final_norm = floats;
-          break;
-        case TensorRole::final_norm_bias:
-          w.final_norm_bias = floats;
-          break;
-        case TensorRole::norm:
-          layer.norm = floats;
-          break;
-        case TensorRole::norm_bias:
-          layer.norm_bias = floats;
-          break;
-        case TensorRole::in_proj:
-          set(&layer.in_proj, i, &m_.to_in_proj);
-          break;
-        case TensorRole::in_proj_bias:
-          layer.in_proj_bias = floats;
-          break;
-        case TensorRole::conv:
-          layer.conv = floats;
-          break;
-        case TensorRole::conv_bias:
-          layer.conv_bias = floats;
-          break;
-        case TensorRole::x_proj:
-          set(&layer.x_proj, i, &m_.to_x_proj);
-          break;
-        case TensorRole::dt_proj:
-          set(&layer.dt_proj, i, &m_.to_dt_proj);
-          break;
-        case TensorRole::dt_bias:
-          layer.dt_bias = floats;
-          break;
-        case TensorRole::a:
-          layer.a = floats;
-          break;
-        case TensorRole::d:
-          layer.d = floats;
-          break;
-        case TensorRole::gate_norm:
-          layer.gate_norm = floats;
-          break;
-        case TensorRole::init_states:
-          layer.init_states = floats;
-          break;
-        case TensorRole::out_proj:
-          set(&layer.out_proj, i, &m_.to_out_proj);
-          break;
-        case TensorRole::out_proj_bias:
-          layer.out_proj_bias = floats;
-          break;
-      }
-    }
-  }
-
-  void set(Matrix* field, uint32_t i, InputLimits* input) const {
-    *field = matrix(i);
-    input->cols = std::max<size_t>(input->cols, field->shape.cols);
-    if (is_quantised(field->shape.type)) {
-      input->groups = std::max<size_t>(input->groups, field->shape.groups());
+      const TensorEntry t = c_.tensor(data_[i].index);
+      place_tensor(tensor_spec(m_.config, i),
+                   {t.shape, t.shape.row_block_bytes(), t.scale, data_[i].data}, &m_);
     }
   }
 

@@ -72,7 +72,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, l.inner);
     Mamba1ScanArgs scan;
-    scan.state = step.ssm_state(layer) + first * l.d_state;
+    step.set_state(layer, first, &scan);
     scan.a = w.a + first * l.d_state;
     scan.d = w.d + first;
     scan.dt_bias = w.dt_bias + first;

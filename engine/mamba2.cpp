@@ -91,7 +91,7 @@ void run_mamba2(const Step& step, uint32_t layer) {
         }
       }
       Mamba2ScanArgs scan;
-      scan.state = step.ssm_state(layer) + c * l.d_state;
+      step.set_state(layer, c, &scan);
       scan.d = w.d + c;
       scan.dt = b.dt + c;
       scan.decay = b.decay + c;

@@ -80,6 +80,10 @@ struct ModelOptions {
   bool verify = false;        // check the checksums of mapped tensors too
 };
 
+// Hands a tensor of the canonical list, at its final place, to the field that the engine reads.
+// `matrix` of a vector: its data is float [rows]. model->config and weights.layers are set.
+void place_tensor(const TensorSpec& spec, const Matrix& matrix, Model* model);
+
 // Opens, checks and loads a container into *model (freshly constructed). On failure the model may
 // be destroyed and nothing else.
 Status load_model(const char* path, const ModelOptions& options, Model* model);

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
 #include "engine/little_endian.h"
+#include "quant/half.h"
 
 namespace mamba_edge {
 namespace {
@@ -33,19 +35,45 @@ void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimit
 
 }  // namespace
 
-Session::StateLayout::StateLayout(const Model& model) {
+Session::StateLayout::StateLayout(const Model& model, StateType type) {
   const Layout& l = model.layout;
   conv = size_t{l.conv_rows} * l.d_conv;
   ssm = size_t{l.inner} * l.d_state;
-  layer = conv + ssm;
-  total = layer * model.config.n_layer;
+  ssm_bytes = ssm * (type == StateType::f16 ? sizeof(uint16_t) : sizeof(float));
+  layer_bytes = conv * sizeof(float) + round_up<size_t>(ssm_bytes, kBlockAlign);
+  total_bytes = layer_bytes * model.config.n_layer;
 }
 
 float* Session::conv_state(uint32_t layer) const {
-  return state_ + StateLayout(*model_).layer * layer;
+  return reinterpret_cast<float*>(state_ + state_layout().layer_bytes * layer);
 }
-float* Session::ssm_state(uint32_t layer) const {
-  return conv_state(layer) + StateLayout(*model_).conv;
+void* Session::ssm_state(uint32_t layer) const { return conv_state(layer) + state_layout().conv; }
+
+void Session::read_ssm(uint32_t layer, uint8_t* out) const {
+  const size_t n = state_layout().ssm;
+  if (options_.state == StateType::f32) {
+    std::memcpy(out, ssm_state(layer), n * sizeof(float));
+    return;
+  }
+  const auto* half = static_cast<const uint16_t*>(ssm_state(layer));
+  for (size_t i = 0; i < n; ++i) {
+    const float value = half_to_float(half[i]);
+    std::memcpy(out + i * sizeof(float), &value, sizeof(float));
+  }
+}
+
+void Session::write_ssm(uint32_t layer, const uint8_t* in) {
+  const size_t n = state_layout().ssm;
+  if (options_.state == StateType::f32) {
+    std::memcpy(ssm_state(layer), in, n * sizeof(float));
+    return;
+  }
+  auto* half = static_cast<uint16_t*>(ssm_state(layer));
+  for (size_t i = 0; i < n; ++i) {
+    float value;
+    std::memcpy(&value, in + i * sizeof(float), sizeof(float));
+    half[i] = float_to_half(value);
+  }
 }
 
 Status Session::check_options(const SessionOptions& options) {
@@ -56,6 +84,11 @@ Status Session::check_options(const SessionOptions& options) {
   if (options.chunk < 1 || options.chunk > kMaxChunk) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "chunk is %u; expected 1 to %u",
                          options.chunk, kMaxChunk);
+  }
+  if (options.state != StateType::f32 && options.state != StateType::f16) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
+                         "state_type is %u; known are 0 (fp32) and 1 (fp16)",
+                         static_cast<unsigned>(options.state));
   }
   return {};
 }
@@ -69,7 +102,7 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   auto* pool =
       own_threads ? arena.take<uint8_t>(ThreadPool::required_bytes(options.n_threads)) : nullptr;
   Buffers b;
-  float* state = arena.take<float>(StateLayout(model).total);
+  auto* state = arena.take<uint8_t>(StateLayout(model, options.state).total_bytes);
   b.model_stride = round_up<size_t>(model.config.d_model, kTileRows);
   b.residual = arena.take<float>(chunk * b.model_stride);
   b.product = arena.take<float>(chunk * b.model_stride);
@@ -131,11 +164,10 @@ void Session::destroy() {
 }
 
 void Session::reset() {
-  const StateLayout s(*model_);
-  std::fill_n(state_, s.total, 0.0f);
+  std::memset(state_, 0, state_layout().total_bytes);
   for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
     const float* init = model_->weights.layers[layer].init_states;
-    if (init != nullptr) std::copy_n(init, s.ssm, ssm_state(layer));
+    if (init != nullptr) write_ssm(layer, reinterpret_cast<const uint8_t*>(init));
   }
   // A state that is saved before the first token must not carry the logits of an earlier text.
   std::fill_n(buffers_.logits, model_->config.n_vocab, 0.0f);
@@ -143,7 +175,8 @@ void Session::reset() {
 }
 
 size_t Session::state_bytes(const Model& model) {
-  return kStateHeader + (StateLayout(model).total + model.config.n_vocab) * 4;
+  return kStateHeader +
+         (StateLayout(model, StateType::f32).floats(model) + model.config.n_vocab) * 4;
 }
 
 void Session::save_state(uint8_t* out) const {
@@ -153,7 +186,13 @@ void Session::save_state(uint8_t* out) const {
   store_le<uint64_t>(out + 8, model_->container.fingerprint());
   store_le<uint64_t>(out + 16, position_);
   std::memcpy(out + kStateHeader, buffers_.logits, vocab_bytes);
-  std::memcpy(out + kStateHeader + vocab_bytes, state_, StateLayout(*model_).total * 4);
+  const StateLayout s = state_layout();
+  uint8_t* at = out + kStateHeader + vocab_bytes;
+  for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
+    std::memcpy(at, conv_state(layer), s.conv * 4);
+    read_ssm(layer, at + s.conv * 4);
+    at += (s.conv + s.ssm) * 4;
+  }
 }
 
 Status Session::load_state(const uint8_t* in) {
@@ -173,14 +212,32 @@ Status Session::load_state(const uint8_t* in) {
   }
   position_ = load_le<uint64_t>(in + 16);
   std::memcpy(buffers_.logits, in + kStateHeader, vocab_bytes);
-  std::memcpy(state_, in + kStateHeader + vocab_bytes, StateLayout(*model_).total * 4);
+  const StateLayout s = state_layout();
+  const uint8_t* at = in + kStateHeader + vocab_bytes;
+  for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
+    std::memcpy(conv_state(layer), at, s.conv * 4);
+    write_ssm(layer, at + s.conv * 4);
+    at += (s.conv + s.ssm) * 4;
+  }
   return {};
 }
 
 void Session::copy_state(const Session& from) {
   position_ = from.position_;
   std::copy_n(from.buffers_.logits, model_->config.n_vocab, buffers_.logits);
-  std::copy_n(from.state_, StateLayout(*model_).total, state_);
+  const StateLayout s = state_layout();
+  if (from.options_.state == options_.state) {
+    std::memcpy(state_, from.state_, s.total_bytes);
+    return;
+  }
+  for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
+    std::memcpy(conv_state(layer), from.conv_state(layer), s.conv * 4);
+    if (options_.state == StateType::f32) {
+      from.read_ssm(layer, static_cast<uint8_t*>(ssm_state(layer)));
+    } else {
+      write_ssm(layer, static_cast<const uint8_t*>(from.ssm_state(layer)));
+    }
+  }
 }
 
 void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* ssm,
@@ -192,9 +249,15 @@ void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* s
   if (n_conv != nullptr) *n_conv = (inner + 2 * bc) * l.d_conv;
   if (n_ssm != nullptr) *n_ssm = inner * l.d_state;
   // Element (channel, i) of a [blocks][width][16] array, over the channels that are not padding.
-  const auto copy_channel = [](const float* from, size_t channel, size_t width, float* to) {
-    const float* block = from + channel / kTileRows * width * kTileRows + channel % kTileRows;
-    for (size_t i = 0; i < width; ++i) to[i] = block[i * kTileRows];
+  const auto copy_channel = [](const auto* from, size_t channel, size_t width, float* to) {
+    const auto* block = from + channel / kTileRows * width * kTileRows + channel % kTileRows;
+    for (size_t i = 0; i < width; ++i) {
+      if constexpr (std::is_same_v<decltype(block), const uint16_t*>) {
+        to[i] = half_to_float(block[i * kTileRows]);
+      } else {
+        to[i] = block[i * kTileRows];
+      }
+    }
   };
   const auto padded = [&](size_t c) { return c / l.segment * l.segment_padded + c % l.segment; };
   if (conv != nullptr) {
@@ -206,8 +269,14 @@ void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* s
     }
   }
   if (ssm != nullptr) {
+    const void* from = ssm_state(layer);
     for (size_t c = 0; c < inner; ++c) {
-      copy_channel(ssm_state(layer), padded(c), l.d_state, ssm + c * l.d_state);
+      float* to = ssm + c * l.d_state;
+      if (options_.state == StateType::f16) {
+        copy_channel(static_cast<const uint16_t*>(from), padded(c), l.d_state, to);
+      } else {
+        copy_channel(static_cast<const float*>(from), padded(c), l.d_state, to);
+      }
     }
   }
 }

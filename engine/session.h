@@ -14,9 +14,12 @@
 
 namespace mamba_edge {
 
+enum class StateType : uint32_t { f32 = 0, f16 = 1 };  // as in mamba_edge_state_type
+
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 32;  // most tokens that pass through the weights together
+  uint32_t chunk = 32;               // most tokens that pass through the weights together
+  StateType state = StateType::f32;  // how the SSM's state is kept between tokens
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
   void* parallel_for_user = nullptr;
 };
@@ -70,6 +73,10 @@ class Session {
   void take_tokens(const int32_t* tokens, size_t n, float* all_logits);
   float* logits() { return position_ == 0 ? nullptr : buffers_.logits; }
 
+  // Bytes of state that a step reads, and writes as many.
+  uint64_t step_state_bytes() const { return state_layout().total_bytes; }
+
+  // A saved state holds floats, whatever the session keeps, so that it fits any session.
   static size_t state_bytes(const Model& model);
   void save_state(uint8_t* out) const;
   Status load_state(const uint8_t* in);
@@ -80,18 +87,24 @@ class Session {
  private:
   friend struct Step;
 
-  struct StateLayout {  // in floats
-    explicit StateLayout(const Model& model);
-    size_t conv, ssm, layer, total;
+  // Elements of one layer's states, and bytes of a layer and of all.
+  struct StateLayout {
+    StateLayout(const Model& model, StateType type);
+    size_t conv, ssm, ssm_bytes, layer_bytes, total_bytes;
+    size_t floats(const Model& model) const { return (conv + ssm) * model.config.n_layer; }
   };
   static Session* place(const Model& model, const SessionOptions& options, Arena& arena);
 
+  StateLayout state_layout() const { return {*model_, options_.state}; }
   float* conv_state(uint32_t layer) const;
-  float* ssm_state(uint32_t layer) const;
+  void* ssm_state(uint32_t layer) const;  // float or binary16
+  // The SSM state of a layer as the bytes of floats, unaligned: [inner / 16][d_state][16].
+  void read_ssm(uint32_t layer, uint8_t* out) const;
+  void write_ssm(uint32_t layer, const uint8_t* in);
 
   const Model* model_ = nullptr;
   SessionOptions options_;
-  float* state_ = nullptr;
+  uint8_t* state_ = nullptr;
   uint64_t position_ = 0;
   Buffers buffers_;
   ThreadPool* pool_ = nullptr;

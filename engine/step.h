@@ -24,7 +24,17 @@ struct Step {
   size_t tokens;
 
   float* conv_state(uint32_t layer) const { return session.conv_state(layer); }
-  float* ssm_state(uint32_t layer) const { return session.ssm_state(layer); }
+  // Points a scan's arguments to the state of the channels from `first` on.
+  template <typename ScanArgs>
+  void set_state(uint32_t layer, size_t first, ScanArgs* args) const {
+    void* state = session.ssm_state(layer);
+    const size_t at = first * layout.d_state;
+    if (session.options_.state == StateType::f16) {
+      args->half_state = static_cast<uint16_t*>(state) + at;
+    } else {
+      args->state = static_cast<float*>(state) + at;
+    }
+  }
 
   // Calls piece(i) for every i in [0, n), on the session's threads.
   template <typename F>

@@ -100,7 +100,8 @@ using ConvSilu = void(const ConvArgs& args);
 //   dt = softplus(dt_in + dt_bias);  h[n] = exp(dt * A[n]) * h[n] + dt * B[n] * x;
 //   y = (sum_n C[n] * h[n] + D * x) * silu(z)
 struct Mamba1ScanArgs {
-  float* state = nullptr;          // [blocks][d_state][16]; updated
+  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where half_state is set
+  uint16_t* half_state = nullptr;  // the same in binary16, rounded to nearest after every token
   const float* a = nullptr;        // [blocks][d_state][16], negative (-exp(A_log))
   const float* d = nullptr;        // [blocks * 16]
   const float* dt_bias = nullptr;  // [blocks * 16]
@@ -121,10 +122,11 @@ using Mamba1Scan = void(const Mamba1ScanArgs& args);
 // and decay = exp(dt * A) already expanded to channels:
 //   h[n] = decay * h[n] + dt * x * B[n];  y = sum_n C[n] * h[n] + D * x
 struct Mamba2ScanArgs {
-  float* state = nullptr;        // [blocks][d_state][16]; updated
-  const float* d = nullptr;      // [blocks * 16]
-  const float* dt = nullptr;     // [tokens][dt_stride], one value per channel
-  const float* decay = nullptr;  // [tokens][dt_stride], one value per channel
+  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where half_state is set
+  uint16_t* half_state = nullptr;  // the same in binary16, rounded to nearest after every token
+  const float* d = nullptr;        // [blocks * 16]
+  const float* dt = nullptr;       // [tokens][dt_stride], one value per channel
+  const float* decay = nullptr;    // [tokens][dt_stride], one value per channel
   const float* b = nullptr;  // [tokens][bc_stride], d_state values: all channels are of one group
   const float* c = nullptr;  // [tokens][bc_stride]
   const float* x = nullptr;  // [tokens][x_stride]
@@ -156,6 +158,10 @@ using Scale = void(float* x, float factor, size_t n);
 // Index of the largest of n floats (any n >= 1, unaligned), the lowest on ties; NaN is never the
 // largest unless all are.
 using ArgMax = size_t(const float* x, size_t n);
+
+// Sum, modulo 2^32, of the n bytes at `data` as 32-bit words: as fast as this table's loads can read
+// memory, which is what decode is measured against. n is a multiple of 64, data 64-byte aligned.
+using ReadWords = uint32_t(const uint8_t* data, size_t n);
 
 struct KernelTable {
   const char* isa;

@@ -17,7 +17,9 @@ struct Row {
 
 constexpr Row kRows[] = {
 #if defined(__x86_64__)
+    {"avx512vnni", avx512vnni_table, &CpuFeatures::avx512_vnni},
     {"avx512", avx512_table, &CpuFeatures::avx512},
+    {"avxvnni", avxvnni_table, &CpuFeatures::avx_vnni},
     {"avx2", avx2_table, &CpuFeatures::avx2},
     {"sse2", sse2_table, &CpuFeatures::sse2},
 #elif defined(__aarch64__)

@@ -8,7 +8,9 @@ namespace mamba_edge {
 const KernelTable* generic_table();
 const KernelTable* sse2_table();
 const KernelTable* avx2_table();
+const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
+const KernelTable* avx512vnni_table();
 const KernelTable* neon_table();
 
 }  // namespace mamba_edge

@@ -680,6 +680,20 @@ CLI::Option* add_real(CLI::App& app, const char* names, double& value, double mi
       ->default_str(shown(value));
 }
 
+WeightType parse_weight_type(const std::string& flag, const std::string& value) {
+  for (const WeightType type :
+       {WeightType::int8, WeightType::int4, WeightType::f16, WeightType::f32}) {
+    if (value == type_name(type)) return type;
+  }
+  throw UsageError(flag + " " + value + ": expected one of int8, int4, fp16, fp32");
+}
+
+mamba_edge_state_type parse_state_type(const std::string& name) {
+  if (name == "fp32") return MAMBA_EDGE_STATE_FP32;
+  if (name == "fp16") return MAMBA_EDGE_STATE_FP16;
+  throw UsageError("--state: fp32 or fp16 was expected, not '" + name + "'");
+}
+
 void add_engine_options(CLI::App& app, EngineOptions& options) {
   app.add_option("-m,--model", options.model, "Model file, as mamba-quantize writes it")
       ->required()
@@ -691,6 +705,10 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
               "Tokens of a prompt that are taken through the weights at a time (default: 32); "
               "never changes results")
       ->default_str("");
+  app.add_option("--state", options.state,
+                 "Number format of the recurrent state: fp32, or fp16, which is half as large")
+      ->type_name("TYPE")
+      ->capture_default_str();
   app.add_option("--isa", options.isa,
                  "Kernels to use, as generic or avx2 (default: MAMBA_EDGE_ISA from the "
                  "environment, else the best "
@@ -777,6 +795,7 @@ Session::Session(const Model& model, const EngineOptions& options) {
   session_options.n_threads =
       options.threads > 0 ? static_cast<int>(options.threads) : default_threads();
   session_options.chunk = static_cast<int>(options.chunk);
+  session_options.state_type = parse_state_type(options.state);
   n_threads_ = session_options.n_threads;
   chunk_ = options.chunk > 0 ? static_cast<size_t>(options.chunk) : 32;
   mamba_edge_error error = {};

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/include/mamba_edge.h"
+#include "quant/blocks.h"
 
 namespace CLI {
 class App;
@@ -165,7 +166,12 @@ struct EngineOptions {
   std::string isa;  // empty: MAMBA_EDGE_ISA from the environment, else the best that the CPU runs
   int64_t threads = 0;  // 0: default_threads()
   int64_t chunk = 0;    // 0: the engine's default
+  std::string state = "fp32";
 };
+// One of the types that mamba-quantize packs weights in; `flag` is for the UsageError.
+WeightType parse_weight_type(const std::string& flag, const std::string& value);
+// "fp32" or "fp16"; anything else is a UsageError.
+mamba_edge_state_type parse_state_type(const std::string& name);
 void add_engine_options(CLI::App& app, EngineOptions& options);  // -m, -t, --chunk, --isa
 
 // ---- the C API

@@ -28,7 +28,7 @@ size_t logits_rows(const Model& model, const Session& session) {
 struct LogitsOptions {
   EngineOptions engine;
   std::optional<std::string> tokens, tokens_file, conv_file, ssm_file;
-  std::string output, state = "fp32";
+  std::string output;
 };
 
 void add_logits(CLI::App& app, LogitsOptions& options) {
@@ -42,9 +42,6 @@ void add_logits(CLI::App& app, LogitsOptions& options) {
                  "Where the logits go: .npy, float32 [tokens, vocabulary]; - is stdout")
       ->required()
       ->type_name("FILE");
-  app.add_option("--state", options.state, "Type of the recurrent state")
-      ->check(CLI::IsMember({"fp32"}))
-      ->capture_default_str();
   app.add_option("--final-conv-state", options.conv_file,
                  "Also write the last inputs of the convolutions: float32 [layers, channels, "
                  "d_conv], newest last")

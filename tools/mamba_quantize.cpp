@@ -10,19 +10,6 @@
 namespace mamba_edge::tools {
 namespace {
 
-const std::map<std::string, WeightType> kTypes = {{"int8", WeightType::int8},
-                                                  {"int4", WeightType::int4},
-                                                  {"fp16", WeightType::f16},
-                                                  {"fp32", WeightType::f32}};
-
-WeightType parse_type(const std::string& flag, const std::string& value) {
-  const auto found = kTypes.find(value);
-  if (found == kTypes.end()) {
-    throw UsageError(flag + " " + value + ": expected one of int8, int4, fp16, fp32");
-  }
-  return found->second;
-}
-
 std::string format(const char* pattern, auto... values) {
   char text[256];
   std::snprintf(text, sizeof text, pattern, values...);
@@ -130,10 +117,10 @@ int run(int argc, char** argv) {
   convert::Options o;
   o.input = input;
   o.output = output;
-  o.type = parse_type("--type", type);
+  o.type = parse_weight_type("--type", type);
   if (app.count("--embedding-type") > 0)
-    o.embedding_type = parse_type("--embedding-type", embedding_type);
-  if (app.count("--head-type") > 0) o.head_type = parse_type("--head-type", head_type);
+    o.embedding_type = parse_weight_type("--embedding-type", embedding_type);
+  if (app.count("--head-type") > 0) o.head_type = parse_weight_type("--head-type", head_type);
   if (group_size % kGroupMultiple != 0) {
     throw UsageError("--group-size " + std::to_string(group_size) +
                      ": expected a multiple of 16 from 16 to 256");

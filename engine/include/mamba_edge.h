@@ -104,12 +104,20 @@ MAMBA_EDGE_API void mamba_edge_model_get_info(const mamba_edge_model* model,
 
 /* ---- session: one text in progress ---- */
 
+/* How the recurrent state is kept between tokens. fp16 halves the bytes that a step moves for it (of
+ * Mamba-2's, a quarter of all); every token's state is rounded to binary16. */
+typedef enum mamba_edge_state_type {
+  MAMBA_EDGE_STATE_FP32 = 0,
+  MAMBA_EDGE_STATE_FP16 = 1
+} mamba_edge_state_type;
+
 typedef struct mamba_edge_session_options {
   int n_threads; /* threads that compute, the caller's included; 0: 1 */
   int chunk; /* tokens that prefill takes through the weights at a time; 0: 32. Affects memory and
                 speed, never the results */
   mamba_edge_parallel_for parallel_for; /* the caller's pool; NULL: the session starts its own */
   void* parallel_for_user;
+  mamba_edge_state_type state_type;
 } mamba_edge_session_options;
 
 /* Bytes of arena that a session needs; depends on the model's config and the options only. */

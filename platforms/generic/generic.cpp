@@ -36,6 +36,21 @@ struct GenericIsa {
     });
   }
 
+  // Below 2^-14 the sum with 1/2 has a last bit worth 2^-24, as a subnormal binary16 number has.
+  static ME_INLINE void to_f16(const V& x, uint16_t* p) {
+    for (int i = 0; i < kLanes; ++i) {
+      const uint32_t bits = float_bits(x.v[i]);
+      const uint32_t magnitude = bits & 0x7fffffffu;
+      const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+      const uint32_t odd = (magnitude >> 13) & 1u;
+      uint32_t half = (magnitude - (112u << 23) + 0xfffu + odd) >> 13;
+      half = magnitude < 0x38800000u ? subnormal : half;
+      half = magnitude >= 0x477ff000u ? 0x7c00u : half;
+      half = magnitude > 0x7f800000u ? 0x7e00u : half;
+      p[i] = static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
+    }
+  }
+
   static ME_INLINE V from_i16(const int16_t* p) {
     return V::make([&](int i) { return static_cast<float>(p[i]); });
   }

@@ -5,6 +5,7 @@
 //
 //   Arch: what Lanes<Arch> is made of.
 //   V from_f16(p), V from_i16(p): sixteen binary16 numbers (exact) or integers.
+//   to_f16(v, p): rounds to nearest even; what is too large becomes infinity.
 //   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
 //   Ints broadcast_int(v).
 //   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
@@ -23,6 +24,11 @@
 
 namespace mamba_edge {
 namespace {
+
+constexpr size_t kLineBytes = 64;
+// Bytes that are asked for ahead of their use.
+constexpr size_t kReadAhead = 4096;
+constexpr size_t kStateAhead = 2048;
 
 template <typename Isa>
 struct Kernels {
@@ -351,6 +357,26 @@ struct Kernels {
     return 0;
   }
 
+  static uint32_t read_words(const uint8_t* data, size_t n) {
+    Ints sum[2] = {Isa::broadcast_int(0), Isa::broadcast_int(0)};
+    size_t i = 0;
+    for (; i + 2 * kLineBytes <= n; i += 2 * kLineBytes) {
+      __builtin_prefetch(data + i + kReadAhead);
+      __builtin_prefetch(data + i + kReadAhead + kLineBytes);
+      sum[0].add_from(reinterpret_cast<const int32_t*>(data + i));
+      sum[1].add_from(reinterpret_cast<const int32_t*>(data + i + kLineBytes));
+    }
+    if (i < n) sum[0].add_from(reinterpret_cast<const int32_t*>(data + i));
+    alignas(64) int32_t v[2][kLanes];
+    sum[0].store(v[0]);
+    sum[1].store(v[1]);
+    uint32_t total = 0;
+    for (int k = 0; k < kLanes; ++k) {
+      total += static_cast<uint32_t>(v[0][k]) + static_cast<uint32_t>(v[1][k]);
+    }
+    return total;
+  }
+
   // ---- recurrences ----
 
   template <size_t K>
@@ -416,10 +442,17 @@ struct Kernels {
     }
   }
 
-  static void mamba1_scan(const Mamba1ScanArgs& args) {
+  // A recurrent state in memory: float or binary16.
+  static ME_INLINE V load_state(const float* p) { return V::load(p); }
+  static ME_INLINE V load_state(const uint16_t* p) { return Isa::from_f16(p); }
+  static ME_INLINE void store_state(const V& v, float* p) { v.store(p); }
+  static ME_INLINE void store_state(const V& v, uint16_t* p) { Isa::to_f16(v, p); }
+
+  template <typename State>
+  static ME_INLINE void mamba1_scan_as(const Mamba1ScanArgs& args, State* states) {
     const size_t n_state = args.d_state;
     for (size_t block = 0; block < args.blocks; ++block) {
-      float* state = args.state + block * n_state * kLanes;
+      State* state = states + block * n_state * kLanes;
       const float* a = args.a + block * n_state * kLanes;
       const size_t at = block * kLanes;
       const V skip = V::load(args.d + at);
@@ -434,8 +467,8 @@ struct Kernels {
         V y = skip * x;
         for (size_t n = 0; n < n_state; ++n) {
           const V decay = V::exp(dt * V::load(a + n * kLanes));
-          const V h = V::fma(decay, V::load(state + n * kLanes), dt_x * V::broadcast(b[n]));
-          h.store(state + n * kLanes);
+          const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
+          store_state(h, state + n * kLanes);
           y = V::fma(V::broadcast(c[n]), h, y);
         }
         (y * gate).store(args.y + t * args.y_stride + at);
@@ -443,10 +476,19 @@ struct Kernels {
     }
   }
 
-  static void mamba2_scan(const Mamba2ScanArgs& args) {
+  static void mamba1_scan(const Mamba1ScanArgs& args) {
+    if (args.half_state != nullptr) {
+      mamba1_scan_as(args, args.half_state);
+    } else {
+      mamba1_scan_as(args, args.state);
+    }
+  }
+
+  template <typename State>
+  static ME_INLINE void mamba2_scan_as(const Mamba2ScanArgs& args, State* states) {
     const size_t n_state = args.d_state;
     for (size_t block = 0; block < args.blocks; ++block) {
-      float* state = args.state + block * n_state * kLanes;
+      State* state = states + block * n_state * kLanes;
       const size_t at = block * kLanes;
       const V skip = V::load(args.d + at);
       for (size_t t = 0; t < args.tokens; ++t) {
@@ -457,12 +499,21 @@ struct Kernels {
         const float* c = args.c + t * args.bc_stride;
         V y = skip * x;
         for (size_t n = 0; n < n_state; ++n) {
-          const V h = V::fma(decay, V::load(state + n * kLanes), dt_x * V::broadcast(b[n]));
-          h.store(state + n * kLanes);
+          __builtin_prefetch(state + n * kLanes + kStateAhead / sizeof(State), 1);
+          const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
+          store_state(h, state + n * kLanes);
           y = V::fma(V::broadcast(c[n]), h, y);
         }
         y.store(args.y + t * args.y_stride + at);
       }
+    }
+  }
+
+  static void mamba2_scan(const Mamba2ScanArgs& args) {
+    if (args.half_state != nullptr) {
+      mamba2_scan_as(args, args.half_state);
+    } else {
+      mamba2_scan_as(args, args.state);
     }
   }
 

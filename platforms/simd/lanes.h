@@ -200,6 +200,14 @@ struct IntLanes {
     for (int i = 0; i < kCount; ++i) r.v[i] = splat<Batch>(value);
     return r;
   }
+  ME_INLINE void add_from(const int32_t* p) {  // 64-byte aligned; wraps
+    ME_UNROLL
+    for (int i = 0; i < kCount; ++i) v[i] = v[i] + Batch::load_aligned(p + i * kLanes / kCount);
+  }
+  ME_INLINE void store(int32_t* p) const {
+    ME_UNROLL
+    for (int i = 0; i < kCount; ++i) v[i].store_aligned(p + i * kLanes / kCount);
+  }
 };
 
 template <typename Arch>
@@ -308,6 +316,15 @@ template <typename Arch>
 struct IntLanes {
   static constexpr int kCount = kLanes;
   int32_t v[kLanes];
+
+  ME_INLINE void add_from(const int32_t* p) {
+    for (int i = 0; i < kLanes; ++i) {
+      v[i] = static_cast<int32_t>(static_cast<uint32_t>(v[i]) + static_cast<uint32_t>(p[i]));
+    }
+  }
+  ME_INLINE void store(int32_t* p) const {
+    for (int i = 0; i < kLanes; ++i) p[i] = v[i];
+  }
 };
 
 template <typename Arch>

@@ -2,50 +2,48 @@
 #include "platforms/tables.h"
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include "platforms/simd/lanes.h"
-#include "platforms/x86/dot.h"
-
-namespace mamba_edge {
-namespace {
-struct Avx2 : xsimd::fma3<xsimd::avx2> {
-  static ME_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-};
-}  // namespace
-}  // namespace mamba_edge
-ME_XSIMD_ARCH(mamba_edge::Avx2, xsimd::fma3<xsimd::avx2>);
-
-#include "platforms/simd/kernels_impl.h"
+#include "platforms/x86/avx2.h"
 
 namespace mamba_edge {
 namespace {
 
-struct Avx2Isa : X86Dot<Avx2Registers, Avx2> {
-  using Arch = Avx2;
-  using V = Lanes<Arch>;
-  static constexpr int kFloatTokens = 4;
-  static constexpr int kIntTokens = 4;
+struct Avx2Isa : Avx2Lanes, X86Dot<Avx2Registers, Avx2> {
+  static constexpr int32_t kZero8 = 0;  // dot_i8 takes the zero off the weights itself
 
-  static ME_INLINE V from_f16(const uint16_t* p) {
-    V r;
-    r.v[0] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
-    r.v[1] = _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(p + 8)));
-    return r;
-  }
-
-  static ME_INLINE V from_i16(const int16_t* p) {
-    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));
-    V r;
-    r.v[0] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(a));
-    r.v[1] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(b));
-    return r;
-  }
-
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
-    const __m256i a = _mm256_cvtps_epi32(x.v[0]);
-    const __m256i b = _mm256_cvtps_epi32(x.v[1]);
-    return store_bytes(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1),
-                       _mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1), q);
+  // `vpmaddubsw` on |activation| and weight * sign(activation): the sum of two products is at most
+  // 2 * 127 * 127 and never saturates.
+  template <int T>
+  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    const __m256i zero = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
+    __m256i acc[T][2];
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      acc[t][0] = dot[t].v[0];
+      acc[t][1] = dot[t].v[1];
+    }
+    for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
+      __builtin_prefetch(w + kAhead);
+      __m256i weights[2];
+      ME_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        weights[r] = _mm256_xor_si256(Avx2Registers::load(w + 32 * r), zero);
+      }
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const __m256i a = Avx2Registers::set(load_step(q[t] + i));
+        const __m256i magnitude = _mm256_abs_epi8(a);
+        ME_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(weights[r], a));
+          acc[t][r] = _mm256_add_epi32(acc[t][r], _mm256_madd_epi16(pairs, ones));
+        }
+      }
+    }
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      dot[t].v[0] = acc[t][0];
+      dot[t].v[1] = acc[t][1];
+    }
   }
 };
 

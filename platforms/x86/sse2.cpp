@@ -59,6 +59,35 @@ struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
     return r;
   }
 
+  // Sixteen bits in each 32-bit lane. Below 2^-14 the sum with 1/2 has a last bit worth 2^-24, as a
+  // subnormal binary16 number has.
+  static ME_INLINE __m128i narrow(__m128 v) {
+    const __m128i bits = _mm_castps_si128(v);
+    const __m128i magnitude = _mm_and_si128(bits, _mm_set1_epi32(0x7fffffff));
+    const __m128i sign = _mm_srli_epi32(_mm_xor_si128(bits, magnitude), 16);
+    const __m128i half = _mm_set1_epi32(0x3f000000);
+    const __m128i subnormal = _mm_sub_epi32(
+        _mm_castps_si128(_mm_add_ps(_mm_castsi128_ps(magnitude), _mm_castsi128_ps(half))), half);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(magnitude, 13), _mm_set1_epi32(1));
+    const __m128i rounded = _mm_add_epi32(magnitude, _mm_add_epi32(odd, _mm_set1_epi32(0xfff)));
+    const __m128i normal = _mm_srli_epi32(_mm_sub_epi32(rounded, _mm_set1_epi32(112 << 23)), 13);
+    const __m128i is_small = _mm_cmplt_epi32(magnitude, _mm_set1_epi32(0x38800000));
+    const __m128i is_large = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x477fefff));
+    const __m128i is_nan = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7f800000));
+    __m128i r =
+        _mm_or_si128(_mm_and_si128(is_small, subnormal), _mm_andnot_si128(is_small, normal));
+    r = _mm_or_si128(_mm_and_si128(is_large, _mm_set1_epi32(0x7c00)),
+                     _mm_andnot_si128(is_large, r));
+    r = _mm_or_si128(_mm_or_si128(r, sign), _mm_and_si128(is_nan, _mm_set1_epi32(0x200)));
+    return _mm_srai_epi32(_mm_slli_epi32(r, 16), 16);  // so that packing saturates nothing
+  }
+
+  static ME_INLINE void to_f16(const V& x, uint16_t* p) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(narrow(x.v[0]), narrow(x.v[1])));
+    _mm_store_si128(reinterpret_cast<__m128i*>(p + 8),
+                    _mm_packs_epi32(narrow(x.v[2]), narrow(x.v[3])));
+  }
+
   static ME_INLINE V from_i16(const int16_t* p) {
     const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
     const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));

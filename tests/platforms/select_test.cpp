@@ -33,7 +33,7 @@ TEST(Select, TakesTheBestUnlessTold) {
 TEST(Select, KnowsAllNamesOfTheArchitecture) {
   const std::string known = known_isas();
 #if defined(__x86_64__)
-  EXPECT_EQ(known, "avx512, avx2, sse2, generic");
+  EXPECT_EQ(known, "avx512vnni, avx512, avxvnni, avx2, sse2, generic");
 #elif defined(__aarch64__)
   EXPECT_EQ(known, "neon, generic");
 #endif
@@ -46,7 +46,9 @@ TEST(Select, KnowsAllNamesOfTheArchitecture) {
 TEST(Select, OffersWhatTheCpuRuns) {
   const CpuFeatures cpu = detect_cpu();
 #if defined(__x86_64__)
+  EXPECT_EQ(select_table("avx512vnni") != nullptr, cpu.avx512_vnni);
   EXPECT_EQ(select_table("avx512") != nullptr, cpu.avx512);
+  EXPECT_EQ(select_table("avxvnni") != nullptr, cpu.avx_vnni);
   EXPECT_EQ(select_table("avx2") != nullptr, cpu.avx2);
   EXPECT_NE(select_table("sse2"), nullptr);
   EXPECT_EQ(select_table("neon"), nullptr);
