@@ -19,6 +19,13 @@ constexpr size_t kStackBytes = size_t{512} << 10;
 constexpr uint64_t kWorkerSpinNs = 40000;  // from the end of one job to the start of the next
 constexpr uint64_t kCallerSpinNs = 10000;  // for the last pieces that workers hold
 
+// A piece takes microseconds. Waiting this long for one means that the system has taken its worker's
+// core away, for the few milliseconds of somebody else's time slice, and will do so again: so the
+// caller works alone for a while, and longer each time the next attempt ends the same way.
+constexpr uint64_t kStallNs = 500000;
+constexpr uint64_t kFirstAloneNs = 20000000;
+constexpr uint64_t kLongestAloneNs = 640000000;
+
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -53,6 +60,9 @@ struct Pool final {
   std::atomic<void*> context{nullptr};
 
   alignas(kLine) std::atomic<uint32_t> done{0};  // pieces of the job that have returned
+
+  // The caller's own: until when it works alone, and for how long it did last.
+  uint64_t alone_until = 0, alone_for = 0;
 
   // Sleeping. The counters are read without the lock first; see run().
   alignas(kLine) std::atomic<uint32_t> sleepers{0};
@@ -121,7 +131,27 @@ struct Pool final {
     return static_cast<uint32_t>(ticket.load(std::memory_order_seq_cst)) != 0;
   }
 
+  // Whether the caller should not share this job.
+  bool works_alone() {
+    if (alone_for == 0) return false;
+    const uint64_t now = monotonic_ns();
+    if (now < alone_until) return true;
+    if (now > alone_until + kLongestAloneNs) alone_for = 0;  // has been well for long enough
+    return false;
+  }
+
+  void note_stall(uint64_t now) {
+    alone_for = alone_for == 0                    ? kFirstAloneNs
+                : alone_for < kLongestAloneNs / 2 ? 2 * alone_for
+                                                  : kLongestAloneNs;
+    alone_until = now + alone_for;
+  }
+
   void run(uint32_t n, ThreadPool::Task call, void* argument) {
+    if (works_alone()) {
+      for (uint32_t i = 0; i < n; ++i) call(argument, i);
+      return;
+    }
     const uint64_t job = (ticket.load(std::memory_order_relaxed) >> 32) + 1;
     done.store(0, std::memory_order_relaxed);
     pieces.store(n, std::memory_order_relaxed);
@@ -143,11 +173,14 @@ struct Pool final {
     }
     if (spin(kCallerSpinNs, [this, n] { return done.load(std::memory_order_acquire) == n; }))
       return;
+    const uint64_t began = monotonic_ns();
     pthread_mutex_lock(&lock);
     caller_sleeps.store(1, std::memory_order_seq_cst);
     while (done.load(std::memory_order_seq_cst) != n) pthread_cond_wait(&finished, &lock);
     caller_sleeps.store(0, std::memory_order_relaxed);
     pthread_mutex_unlock(&lock);
+    const uint64_t now = monotonic_ns();
+    if (now - began > kStallNs) note_stall(now);
   }
 
   static void* thread_main(void* self) {
