@@ -133,7 +133,7 @@ async function measure() {
     threads: used,
     prompt,
     generate,
-    prefill_tps: prompt * 1000 / mean(result.map(({prefillMs}) => prefillMs)),
+    prefill_tps: prompt * rate(result.map(({prefillMs}) => prefillMs)),
     decode_tps: rate(result.flatMap(({tokenMs}) => tokenMs)),
     decode_wall_tps: rate(result.flatMap(({wallMs}) => wallMs)),
     rounds: result.map(({prefillMs, tokenMs}) => ({
