@@ -123,8 +123,8 @@ function metadata(name) {
 
 // ---- the tensors ----------------------------------------------------------------------------
 
-// What the file holds, in its order. `shape` has the fastest dimension first, as GGUF does. Contents
-// are random with a root mean square of `rms`, or repeat the numbers of `pattern`.
+// What the file holds, in its order. `shape` has the fastest dimension first, as GGUF does.
+// Contents are random with a root mean square of `rms`, or repeat the numbers of `pattern`.
 function tensors(name, matrixType) {
   const {generation, dModel, layers, dInner, dState, dtRank, heads} = dimensions(name);
   const list = [];

@@ -4,13 +4,14 @@
 //   node llama.mjs FILE.gguf [--threads 1] [--prompt 16] [--generate 32] [--rounds 3]
 //
 // A round clears the state, reads the prompt in one batch, then generates greedily, token by token.
-// One more round comes first and is not counted: it brings the file into memory. Loading is not timed.
-// The library is the one that the npm package node-llama-cpp brings, made by its authors for this
-// processor; nothing is compiled.
+// One more round comes first and is not counted: it brings the file into memory. Loading is not
+// timed. The library is the one that the npm package node-llama-cpp brings, made by its authors for
+// this processor; nothing is compiled.
 import process from 'node:process';
 import {parseArgs} from 'node:util';
 
-const kUsage = 'usage: node llama.mjs FILE.gguf [--threads 1] [--prompt 16] [--generate 32] [--rounds 3]';
+const kUsage =
+    'usage: node llama.mjs FILE.gguf [--threads 1] [--prompt 16] [--generate 32] [--rounds 3]';
 
 function fail(message, status = 1) {
   console.error(`llama: ${message}`);
@@ -61,7 +62,7 @@ const now = () => Number(process.hrtime.bigint()) / 1e6;  // milliseconds
 const {file, threads, prompt, generate, rounds} = readOptions();
 const {getLlama} = await importPeer();
 
-// llama.cpp's own clock around its evaluations, which it logs when it is asked to: [prompt, tokens].
+// llama.cpp's own clock around its evaluations, which it logs when asked to: [prompt, tokens].
 const logged = [];
 function logger(level, message) {
   const match = /^llama_perf\S*\s+(?:prompt )?eval time =\s*([0-9.]+) ms/.exec(message);

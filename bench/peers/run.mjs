@@ -2,9 +2,9 @@
 //
 //   node run.mjs --models mamba-130m,mamba2-130m --types int8:Q8_0,int4:Q4_0 --threads 1,2
 //
-// For each model, pair of types and number of threads: engine, peer, engine, peer, ... each in a new
-// process. A pair that ran back to back gives a ratio, and the ratios' median is the result. Progress
-// goes to stderr, a Markdown table to stdout.
+// For each model, pair of types and number of threads: engine, peer, engine, peer, ... each in a
+// new process. A pair that ran back to back gives a ratio, and the ratios' median is the result.
+// Progress goes to stderr, a Markdown table to stdout.
 import {spawn} from 'node:child_process';
 import fs from 'node:fs/promises';
 import os from 'node:os';
@@ -23,8 +23,8 @@ const kUsage = `usage: node run.mjs [options]
   --types LIST      pairs ENGINE:PEER, default int8:Q8_0,int4:Q4_0
                     (int8, int4, fp16, fp32 and ${kMatrixTypes.join(', ')})
   --threads LIST    default 1
-  --states LIST     fp32, fp16 or both: how the engine keeps the state of Mamba-2 models, default fp32
-                    (Mamba-1 models and llama.cpp: always fp32)
+  --states LIST     fp32, fp16 or both: how the engine keeps the state of Mamba-2 models, default
+                    fp32 (Mamba-1 models and llama.cpp: always fp32)
   --rounds N        pairs of runs, default 3
   --repeat N        rounds within each run, default 3
   --prompt N        tokens to read, 0 leaves that out, default 16
@@ -99,6 +99,9 @@ function readOptions() {
   }
   return options;
 }
+
+// More cores than this in use by others are worth a remark.
+const kBusy = 0.15;
 
 const progress = (message) => process.stderr.write(`${message}\n`);
 
@@ -234,7 +237,11 @@ function markdown(results) {
       rateCell(row.prefill_tps), rateCell(row.peer_prefill_tps), ratioCell(row.prefill_ratio),
     ]);
   }
-  return lines.map((cells) => `| ${cells.join(' | ')} |\n`).join('');
+  const table = lines.map((cells) => `| ${cells.join(' | ')} |\n`).join('');
+  const all = results.flatMap(({pairs}) => pairs);
+  const disturbed = all.filter((pair) => pair.other_cores > kBusy).length;
+  return disturbed === 0 ? table :
+      `${table}\n${disturbed} of ${all.length} pairs began while other programs were busy.\n`;
 }
 
 function describe(name, result) {
@@ -257,7 +264,9 @@ async function measureCase(options, file, one, signal) {
   const title = `${one.model} ${one.types.engine}:${one.types.peer}, ${one.threads} thread` +
       (one.threads > 1 ? 's' : '');
   for (let round = 1; round <= options.rounds; round++) {
-    progress(`${title}, pair ${round} of ${options.rounds}`);
+    const busy = await coresInUse();
+    progress(`${title}, pair ${round} of ${options.rounds}` +
+        (busy > kBusy ? `; other programs use ${busy.toFixed(1)} cores` : ''));
     const engines = [];
     for (const state of states) {
       engines.push(await runEngine(options, one, state, signal));
@@ -266,7 +275,7 @@ async function measureCase(options, file, one, signal) {
     const peer = await runPeer(options, file, one, signal);
     progress(`  ${describe('llama.cpp', peer)}`);
     states.forEach((state, i) => {
-      const pair = {engine: engines[i], peer};
+      const pair = {other_cores: busy, engine: engines[i], peer};
       pairs.get(state).push(pair);
       const parts = ['prefill_tps', 'decode_tps'].map((name) =>
           ratio(engines[i][name], peer[name])).map((r) => r === null ? '-' : r.toFixed(2));
@@ -274,6 +283,17 @@ async function measureCase(options, file, one, signal) {
     });
   }
   return states.map((state) => summarize(one, state, pairs.get(state)));
+}
+
+// Cores that other programs keep busy, while this one waits. llama.cpp's threads meet after every
+// operation: when one of them has to share its core, all are many times slower.
+async function coresInUse() {
+  const used = () => os.cpus().reduce((sum, {times}) =>
+      sum + times.user + times.nice + times.sys + times.irq, 0);
+  const before = used();
+  const start = performance.now();
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  return (used() - before) / (performance.now() - start);
 }
 
 async function exists(file) {
@@ -314,7 +334,8 @@ async function main(signal) {
             await writeGguf(model, types.peer, file, {signal});
           }
           for (const threads of options.threads) {
-            report.results.push(...await measureCase(options, file, {model, types, threads}, signal));
+            const one = {model, types, threads};
+            report.results.push(...await measureCase(options, file, one, signal));
             await save();  // what has been measured outlives what goes wrong next
           }
         } finally {
