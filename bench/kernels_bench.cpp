@@ -84,16 +84,10 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
       benchmark::Counter(products, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-// What one core can read at best.
-void read_memory(benchmark::State& state) {
-  Buffer<uint64_t> bytes(kMatrixBytes / 8, 1);
-  for (auto _ : state) {
-    uint64_t sum[8] = {};
-    for (size_t i = 0; i < kMatrixBytes / 8; i += 8) {
-      for (size_t j = 0; j < 8; ++j) sum[j] += bytes[i + j];
-    }
-    for (uint64_t s : sum) benchmark::DoNotOptimize(s);
-  }
+// What one core can read with this table's loads.
+void read_words(benchmark::State& state, const KernelTable* k) {
+  Buffer<uint8_t> bytes(kMatrixBytes, 1);
+  for (auto _ : state) benchmark::DoNotOptimize(k->read_words(bytes.data(), kMatrixBytes));
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) *
                           static_cast<int64_t>(kMatrixBytes));
 }
@@ -197,12 +191,13 @@ void scan(benchmark::State& state, const KernelTable* k, bool mamba1, size_t d_s
 }
 
 const bool registered = [] {
-  benchmark::RegisterBenchmark("read_memory", read_memory);
   size_t n = 0;
   const KernelTable* const* tables = available_tables(&n);
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
     const std::string isa = k->isa;
+    benchmark::RegisterBenchmark(("read_words/" + isa).c_str(), read_words, k)
+        ->Unit(benchmark::kMillisecond);
     constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::int16,
                                      WeightType::int8, WeightType::int4};
     constexpr const char* kNames[] = {"matmul_f32_f32/", "matmul_f16_f32/", "matmul_i16_f32/",

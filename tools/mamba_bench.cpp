@@ -45,20 +45,39 @@ struct Row {
   double load_ms = 0;
 };
 
-// Where a model's matrices lie, in the order in which a step reads them.
+// Where the weights lie that a step reads, in its order.
 std::vector<std::pair<const uint8_t*, size_t>> weight_ranges(const EngineModel& model) {
   std::vector<std::pair<const uint8_t*, size_t>> ranges;
-  const auto add = [&](const Matrix& m) {
+  const auto matrix = [&](const Matrix& m) {
     if (m.data != nullptr) ranges.emplace_back(m.data, m.shape.bytes());
   };
-  for (uint32_t i = 0; i < model.config.n_layer; ++i) {
-    const LayerWeights& layer = model.weights.layers[i];
-    add(layer.in_proj);
-    add(layer.x_proj);
-    add(layer.dt_proj);
-    add(layer.out_proj);
+  const auto floats = [&](const float* data, size_t n) {
+    n = round_up<size_t>(n, kTileRows);
+    if (data != nullptr) ranges.emplace_back(reinterpret_cast<const uint8_t*>(data), n * 4);
+  };
+  const ModelConfig& config = model.config;
+  const Layout& l = model.layout;
+  const bool mamba2 = config.is_mamba2();
+  for (uint32_t i = 0; i < config.n_layer; ++i) {
+    const LayerWeights& w = model.weights.layers[i];
+    floats(w.norm, config.d_model);
+    floats(w.norm_bias, config.d_model);
+    matrix(w.in_proj);
+    floats(w.in_proj_bias, l.in_proj_rows);
+    floats(w.conv, size_t{l.conv_rows} * l.d_conv);
+    floats(w.conv_bias, l.conv_rows);
+    matrix(w.x_proj);
+    matrix(w.dt_proj);
+    floats(w.dt_bias, mamba2 ? l.heads : l.inner);
+    floats(w.a, mamba2 ? l.heads : size_t{l.inner} * l.d_state);
+    floats(w.d, l.inner);
+    floats(w.gate_norm, l.inner);
+    matrix(w.out_proj);
+    floats(w.out_proj_bias, config.d_model);
   }
-  add(model.weights.head);
+  floats(model.weights.final_norm, config.d_model);
+  floats(model.weights.final_norm_bias, config.d_model);
+  matrix(model.weights.head);
   return ranges;
 }
 

@@ -19,10 +19,12 @@ constexpr size_t kStackBytes = size_t{512} << 10;
 constexpr uint64_t kWorkerSpinNs = 40000;  // from the end of one job to the start of the next
 constexpr uint64_t kCallerSpinNs = 10000;  // for the last pieces that workers hold
 
-// A piece takes microseconds. Waiting this long for one means that the system has taken its worker's
-// core away, for the few milliseconds of somebody else's time slice, and will do so again: so the
-// caller works alone for a while, and longer each time the next attempt ends the same way.
+// Waiting for one piece for this long, and for several times what pieces take, means that the system
+// has taken the worker's core away, for the few milliseconds of somebody else's time slice, and will
+// do so again: so the caller works alone for a while, and longer each time the next attempt ends the
+// same way.
 constexpr uint64_t kStallNs = 500000;
+constexpr uint64_t kStallPieces = 4;
 constexpr uint64_t kFirstAloneNs = 20000000;
 constexpr uint64_t kLongestAloneNs = 640000000;
 
@@ -169,18 +171,20 @@ struct Pool final {
       }
       pthread_mutex_unlock(&lock);
     }
-    while (work_once()) {
-    }
+    const uint64_t began = monotonic_ns();
+    uint32_t mine = 0;
+    while (work_once()) ++mine;
     if (spin(kCallerSpinNs, [this, n] { return done.load(std::memory_order_acquire) == n; }))
       return;
-    const uint64_t began = monotonic_ns();
+    const uint64_t waits = monotonic_ns();
     pthread_mutex_lock(&lock);
     caller_sleeps.store(1, std::memory_order_seq_cst);
     while (done.load(std::memory_order_seq_cst) != n) pthread_cond_wait(&finished, &lock);
     caller_sleeps.store(0, std::memory_order_relaxed);
     pthread_mutex_unlock(&lock);
     const uint64_t now = monotonic_ns();
-    if (now - began > kStallNs) note_stall(now);
+    const uint64_t piece = (waits - began) / (mine > 0 ? mine : 1);
+    if (mine > 0 && now - waits > kStallNs && now - waits > kStallPieces * piece) note_stall(now);
   }
 
   static void* thread_main(void* self) {

@@ -3,7 +3,9 @@
 // Pieces are handed out in order, one by one, to whoever is free; the caller works too and waits at
 // the end only for pieces that a worker has begun, so a worker that the system has not scheduled
 // holds nothing up. Workers spin for a moment after a job, because the next one usually follows at
-// once, and then sleep. run() allocates nothing and, with one thread, makes no system call. Does
+// once, and then sleep. Where a worker turns out to have lost its core to another program in the middle
+// of a piece, the caller does whole jobs by itself for a while (20 ms, then longer while that goes
+// on). So pieces must not wait for one another. run() allocates nothing and, with one thread, makes no system call. Does
 // not pin threads, and does not nest: a task must not call run().
 #pragma once
 

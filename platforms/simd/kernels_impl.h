@@ -25,11 +25,6 @@
 namespace mamba_edge {
 namespace {
 
-constexpr size_t kLineBytes = 64;
-// Bytes that are asked for ahead of their use.
-constexpr size_t kReadAhead = 4096;
-constexpr size_t kStateAhead = 2048;
-
 template <typename Isa>
 struct Kernels {
   using V = Lanes<typename Isa::Arch>;
@@ -102,6 +97,7 @@ struct Kernels {
     ME_UNROLL
     for (int t = 0; t < T; ++t) acc[t] = V::broadcast(0.0f);
     for (size_t c = 0; c < cols; ++c) {
+      read_ahead(block + c * kLanes * (kHalf ? 2 : 4));
       const V w = kHalf ? Isa::from_f16(reinterpret_cast<const uint16_t*>(block) + c * kLanes)
                         : V::load(reinterpret_cast<const float*>(block) + c * kLanes);
       ME_UNROLL
@@ -154,6 +150,7 @@ struct Kernels {
       ME_UNROLL
       for (int t = 0; t < T; ++t) sum[t] = V::broadcast(0.0f);
       for (size_t c = g * shape.group; c < (g + 1) * shape.group; ++c, w += kLanes) {
+        read_ahead(w);
         const V values = Isa::from_i16(w);
         ME_UNROLL
         for (int t = 0; t < T; ++t) {
@@ -361,8 +358,8 @@ struct Kernels {
     Ints sum[2] = {Isa::broadcast_int(0), Isa::broadcast_int(0)};
     size_t i = 0;
     for (; i + 2 * kLineBytes <= n; i += 2 * kLineBytes) {
-      __builtin_prefetch(data + i + kReadAhead);
-      __builtin_prefetch(data + i + kReadAhead + kLineBytes);
+      read_ahead(data + i);
+      read_ahead(data + i + kLineBytes);
       sum[0].add_from(reinterpret_cast<const int32_t*>(data + i));
       sum[1].add_from(reinterpret_cast<const int32_t*>(data + i + kLineBytes));
     }
@@ -387,6 +384,8 @@ struct Kernels {
     V w[K], k[K];
     ME_UNROLL
     for (size_t i = 0; i < K; ++i) {
+      read_ahead(window + i * kLanes);
+      read_ahead(weight + i * kLanes);
       w[i] = V::load(window + i * kLanes);
       k[i] = V::load(weight + i * kLanes);
     }
@@ -466,6 +465,8 @@ struct Kernels {
         const V dt_x = dt * x;
         V y = skip * x;
         for (size_t n = 0; n < n_state; ++n) {
+          read_ahead(state + n * kLanes);
+          read_ahead(a + n * kLanes);
           const V decay = V::exp(dt * V::load(a + n * kLanes));
           const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
           store_state(h, state + n * kLanes);
@@ -499,7 +500,7 @@ struct Kernels {
         const float* c = args.c + t * args.bc_stride;
         V y = skip * x;
         for (size_t n = 0; n < n_state; ++n) {
-          __builtin_prefetch(state + n * kLanes + kStateAhead / sizeof(State), 1);
+          read_ahead(state + n * kLanes);
           const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
           store_state(h, state + n * kLanes);
           y = V::fma(V::broadcast(c[n]), h, y);

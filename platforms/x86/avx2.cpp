@@ -22,7 +22,7 @@ struct Avx2Isa : Avx2Lanes, X86Dot<Avx2Registers, Avx2> {
       acc[t][1] = dot[t].v[1];
     }
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kAhead);
+      read_ahead(w);
       __m256i weights[2];
       ME_UNROLL
       for (int r = 0; r < 2; ++r) {

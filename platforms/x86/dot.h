@@ -95,11 +95,6 @@ struct Avx512Registers {
 };
 #endif
 
-// How far ahead of its use a weight is asked for. The hardware's own prefetcher stops at every page
-// of 4 KiB; with this one core reads at the speed of the memory (measured between 1 and 8 KiB on
-// Sapphire Rapids: 2 KiB is best, 8 KiB is worse than none).
-constexpr size_t kAhead = 2048;
-
 ME_INLINE int32_t load_step(const int8_t* q) {
   int32_t v;
   std::memcpy(&v, q, sizeof(v));
@@ -128,7 +123,7 @@ struct X86Dot {
       for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
     }
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kAhead);
+      read_ahead(w);
       Reg even[kRegs], odd[kRegs];
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) {
@@ -169,8 +164,8 @@ struct X86Dot {
     // Sixteen inputs are two registers' worth of nibbles; their products stay below 4 * 2 * 15 *
     // 127 = 15240 in 16 bits.
     for (size_t i = 0; i < inputs; i += kGroupMultiple, w += kTileRows * kGroupMultiple / 2) {
-      __builtin_prefetch(w + kAhead);
-      __builtin_prefetch(w + kAhead + 64);
+      read_ahead(w);
+      read_ahead(w + kLineBytes);
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) {
         const Reg first = R::load(w + r * kRegBytes);

@@ -16,11 +16,6 @@
 namespace mamba_edge {
 namespace {
 
-#ifndef ME_AHEAD
-#define ME_AHEAD 4096
-#endif
-constexpr size_t kVnniAhead = ME_AHEAD;
-
 // R: a register and its operations; Arch: what IntLanes is made of, of the same width.
 template <typename R, typename Arch>
 struct VnniDot {
@@ -53,8 +48,8 @@ struct VnniDot {
       }
     }
     for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kVnniAhead);
-      __builtin_prefetch(w + kVnniAhead + 64);
+      read_ahead(w);
+      read_ahead(w + kLineBytes);
       ME_UNROLL
       for (int step = 0; step < 2; ++step) {
         ME_UNROLL
@@ -90,8 +85,8 @@ struct VnniDot {
       }
     }
     for (size_t i = 0; i < inputs; i += 4 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kVnniAhead);
-      __builtin_prefetch(w + kVnniAhead + 64);
+      read_ahead(w);
+      read_ahead(w + kLineBytes);
       ME_UNROLL
       for (int step = 0; step < 2; ++step) {
         ME_UNROLL

@@ -104,9 +104,9 @@ TEST(ThreadPool, UsesItsWorkers) {
 }
 
 TEST(ThreadPool, WaitsForAPieceThatAWorkerHolds) {
-  PoolOwner pool(2);
   const pthread_t caller = pthread_self();
   for (int job = 0; job < 5; ++job) {
+    PoolOwner pool(2);  // a new one each time: a pool remembers that its worker was slow
     std::atomic<bool> worker_in{false};
     std::atomic<bool> worker_out{false};
     pool.run(2, [&](size_t) {
@@ -120,6 +120,31 @@ TEST(ThreadPool, WaitsForAPieceThatAWorkerHolds) {
     });
     ASSERT_TRUE(worker_out.load());
   }
+}
+
+// A worker that loses its core in the middle of a piece is left out of the jobs that follow at once,
+// and asked again later.
+TEST(ThreadPool, LeavesOutAWorkerThatLostItsCore) {
+  PoolOwner pool(2);
+  const pthread_t caller = pthread_self();
+  const auto worker_pieces = [&](bool meet) {
+    std::atomic<int> theirs{0};
+    std::atomic<bool> worker_in{false};
+    pool.run(4, [&](size_t) {
+      if (pthread_equal(pthread_self(), caller) == 0) {
+        worker_in.store(true);
+        if (theirs.fetch_add(1) == 0 && meet) usleep(40000);
+      } else {
+        while (meet && !worker_in.load()) std::this_thread::yield();
+      }
+    });
+    return theirs.load();
+  };
+  ASSERT_GT(worker_pieces(true), 0);  // this one stalls for 40 ms
+  EXPECT_EQ(worker_pieces(false), 0);
+  EXPECT_EQ(worker_pieces(false), 0);
+  usleep(30000);
+  EXPECT_GT(worker_pieces(true), 0);
 }
 
 TEST(ThreadPool, StartsAndEndsCleanly) {
