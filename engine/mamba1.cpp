@@ -19,7 +19,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
   // here.
   const size_t x_piece = Step::piece_channels(w.x_proj);
   const size_t x_pieces = (l.inner + x_piece - 1) / x_piece;
-  step.parallel(2 * x_pieces, [&](size_t i) {
+  step.parallel(2 * x_pieces, Step::ahead(w.x_proj, kTileRows), [&](size_t i) {
     const bool is_x = i < x_pieces;
     const size_t first = (is_x ? i : i - x_pieces) * x_piece;
     const size_t end = std::min<size_t>(first + x_piece, l.inner);
@@ -48,7 +48,11 @@ void run_mamba1(const Step& step, uint32_t layer) {
   });
 
   // Phase 2: x_proj.
-  step.parallel(w.x_proj.shape.row_blocks(), [&](size_t block) {
+  const size_t y_piece = Step::piece_channels(w.out_proj);
+  const size_t y_pieces = (l.inner + y_piece - 1) / y_piece;
+  const Step::Ahead scan_ahead = {reinterpret_cast<const uint8_t*>(w.a),
+                                  y_piece * l.d_state * sizeof(float), y_pieces};
+  step.parallel(w.x_proj.shape.row_blocks(), scan_ahead, [&](size_t block) {
     step.matmul(w.x_proj, b.conv, block, block + 1, b.dbc, dbc_stride);
   });
 
@@ -67,8 +71,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
   step.quantise(w.dt_proj, b.dt_low, 0, l.dt_rank);
 
   // Phase 3: dt_proj, the scan, the gate, quantisation for out_proj.
-  const size_t y_piece = Step::piece_channels(w.out_proj);
-  step.parallel((l.inner + y_piece - 1) / y_piece, [&](size_t i) {
+  step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t i) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, l.inner);
     Mamba1ScanArgs scan;
@@ -94,7 +97,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
     step.quantise(w.out_proj, b.y, first, end);
   });
 
-  step.project_out(w);
+  step.project_out(layer);
 }
 
 }  // namespace mamba_edge

@@ -32,7 +32,9 @@ void run_mamba2(const Step& step, uint32_t layer) {
                               {l.in_dt, l.heads, false}};
   const auto pieces_of = [&](const Section& s) { return (s.rows + kPiece - 1) / kPiece; };
   const size_t n_pieces = pieces_of(sections[0]) + pieces_of(sections[1]) + pieces_of(sections[2]);
-  step.parallel(n_pieces, [&](size_t i) {
+  const size_t y_piece = Step::piece_channels(w.out_proj);
+  const size_t y_pieces = (l.inner + y_piece - 1) / y_piece;
+  step.parallel(n_pieces, step.state_ahead(layer, y_piece), [&](size_t i) {
     const Section* s = sections;
     while (i >= pieces_of(*s)) i -= pieces_of(*s++);
     const size_t first = i * kPiece, end = std::min(first + kPiece, s->rows);
@@ -73,8 +75,7 @@ void run_mamba2(const Step& step, uint32_t layer) {
   const bool quantised = is_quantised(w.out_proj.shape.type);
   const bool scales_only =
       quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
-  const size_t y_piece = Step::piece_channels(w.out_proj);
-  step.parallel((l.inner + y_piece - 1) / y_piece, [&](size_t i) {
+  step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t i) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     for (size_t c = first; c < end;) {
       const size_t group = c / l.segment_padded, start = group * l.segment_padded;
@@ -143,7 +144,7 @@ void run_mamba2(const Step& step, uint32_t layer) {
     if (!scales_only) step.quantise(w.out_proj, b.y, 0, l.inner);
   }
 
-  step.project_out(w);
+  step.project_out(layer);
 }
 
 }  // namespace mamba_edge

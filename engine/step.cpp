@@ -21,14 +21,19 @@ Step::Step(Session& s, size_t n)
       b(s.buffers_),
       tokens(n) {}
 
-void Step::run(size_t n, mamba_edge_task task, void* context) const {
+Step::Ahead Step::ahead(const Matrix& w, size_t rows_per_piece) {
+  const size_t blocks = rows_per_piece / kTileRows;
+  return {w.data, blocks * w.row_block_bytes, (w.shape.row_blocks() + blocks - 1) / blocks};
+}
+
+void Step::run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const {
   const SessionOptions& options = session.options_;
   if (options.n_threads == 1 || n == 1) {
     for (size_t i = 0; i < n; ++i) task(context, i);
   } else if (options.parallel_for != nullptr) {
     options.parallel_for(options.parallel_for_user, n, task, context);
   } else {
-    session.pool_->run(n, task, context);
+    session.pool_->run(n, task, context, next);
   }
 }
 
@@ -84,10 +89,14 @@ void Step::norm_rows(const float* weight, const float* bias, const Matrix& reade
   quantise(reader, out, 0, round_up<size_t>(d_model, kTileRows));
 }
 
-void Step::project_out(const LayerWeights& w) const {
+void Step::project_out(uint32_t layer) const {
+  const LayerWeights& w = model.weights.layers[layer];
   const size_t blocks = w.out_proj.shape.row_blocks();
-  const size_t per_piece = kRowsPerPiece / kTileRows;
-  parallel((blocks + per_piece - 1) / per_piece, [&](size_t piece) {
+  const size_t per_piece = kOutRows / kTileRows;
+  const Ahead next = layer + 1 < model.config.n_layer
+                         ? ahead(model.weights.layers[layer + 1].in_proj, kRowsPerPiece)
+                         : ahead(model.weights.head, kHeadRowsPerPiece);
+  parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
     const size_t begin = piece * per_piece, end = std::min(begin + per_piece, blocks);
     matmul(w.out_proj, b.y, begin, end, b.product, b.model_stride);
     const size_t row = begin * kTileRows;
@@ -140,7 +149,8 @@ void Session::take_tokens(const int32_t* ids, size_t n, float* all_logits) {
       }
       const size_t blocks = w.head.shape.row_blocks();
       const size_t per_piece = kHeadRowsPerPiece / kTileRows;
-      head.parallel((blocks + per_piece - 1) / per_piece, [&](size_t piece) {
+      const Step::Ahead next = Step::ahead(w.layers[0].in_proj, kRowsPerPiece);
+      head.parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
         const size_t begin = piece * per_piece;
         head.matmul(w.head, in, begin, std::min(begin + per_piece, blocks), buffers_.logits,
                     buffers_.logit_stride);

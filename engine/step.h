@@ -36,15 +36,27 @@ struct Step {
     }
   }
 
-  // Calls piece(i) for every i in [0, n), on the session's threads.
+  // That state, as a phase that takes `channels` at a time reads it.
+  ThreadPool::Ahead state_ahead(uint32_t layer, size_t channels) const {
+    const size_t bytes = session.options_.state == StateType::f16 ? 2 : 4;
+    return {static_cast<const uint8_t*>(session.ssm_state(layer)),
+            channels * layout.d_state * bytes, (layout.inner + channels - 1) / channels};
+  }
+
+  // Calls piece(i) for every i in [0, n), on the session's threads. `next`: what the phase after
+  // this one will read.
+  using Ahead = ThreadPool::Ahead;
   template <typename F>
-  void parallel(size_t n, F&& piece) const {
+  void parallel(size_t n, const Ahead& next, F&& piece) const {
     using Function = std::remove_reference_t<F>;
     run(
-        n, [](void* f, size_t i) { (*static_cast<Function*>(f))(i); },
+        n, next, [](void* f, size_t i) { (*static_cast<Function*>(f))(i); },
         const_cast<void*>(static_cast<const void*>(&piece)));
   }
-  void run(size_t n, mamba_edge_task task, void* context) const;
+  void run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const;
+
+  // The first rows of a projection, as the phase that computes it divides them.
+  static Ahead ahead(const Matrix& w, size_t rows_per_piece);
 
   // Columns [begin, end) of `in` are complete for all tokens: quantises them if `w` wants that.
   // begin and end are multiples of w's group, or end is the width of `in`; padding up to w's width
@@ -63,7 +75,8 @@ struct Step {
                  const Activations& out, size_t first_token) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
-  void project_out(const LayerWeights& w) const;
+  static constexpr size_t kOutRows = 64;  // of a piece
+  void project_out(uint32_t layer) const;
 };
 
 // Mixers: residual stream in (through norm_rows), residual stream out (through project_out).

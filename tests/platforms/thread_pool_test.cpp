@@ -48,7 +48,8 @@ TEST(ThreadPool, RunsEveryPieceOnce) {
   for (const int threads : {1, 2, 3, 8}) {
     PoolOwner pool(threads);
     EXPECT_EQ(pool->threads(), threads);
-    for (const size_t n : std::initializer_list<size_t>{0, 1, 2, 3, 17, 1000}) {
+    for (const size_t n :
+         std::initializer_list<size_t>{0, 1, 2, 3, 17, 1000, 65535, 65536, 200001}) {
       std::vector<int> count(
           n, 0);  // plain ints: each belongs to one thread, and run() publishes them
       pool.run(n, [&](size_t i) { ++count[i]; });
@@ -72,20 +73,25 @@ TEST(ThreadPool, PublishesBetweenJobs) {
   }
 }
 
-TEST(ThreadPool, HandsOutPiecesInOrder) {
+// A thread goes through its own third from the front, and takes the others' pieces from the back.
+TEST(ThreadPool, KeepsEveryThreadInItsOwnRun) {
   PoolOwner pool(3);
+  const pthread_t caller = pthread_self();
   for (int job = 0; job < 200; ++job) {
-    std::atomic<size_t> begun{0};
-    std::atomic<size_t> worst{0};
-    pool.run(100, [&](size_t i) {
-      // With three threads, at most two claimed pieces can be overtaken at a time.
-      const size_t order = begun.fetch_add(1);
-      const size_t ahead = i > order ? i - order : 0;
-      size_t seen = worst.load();
-      while (ahead > seen && !worst.compare_exchange_weak(seen, ahead)) {
-      }
+    std::vector<size_t> mine;
+    pool.run(99, [&](size_t i) {
+      if (pthread_equal(pthread_self(), caller) != 0) mine.push_back(i);
     });
-    ASSERT_LE(worst.load(), 2u);
+    ASSERT_FALSE(mine.empty());
+    for (size_t i = 1; i < mine.size(); ++i) {
+      if (mine[i - 1] < 33 && mine[i] < 33) {
+        ASSERT_EQ(mine[i], mine[i - 1] + 1);
+      } else {
+        ASSERT_GE(mine[i], 33u);  // never back to its own
+        const bool same_run = mine[i] / 33 == mine[i - 1] / 33;
+        ASSERT_TRUE(!same_run || mine[i] < mine[i - 1]);
+      }
+    }
   }
 }
 
