@@ -71,6 +71,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
   step.quantise(w.dt_proj, b.dt_low, 0, l.dt_rank);
 
   // Phase 3: dt_proj, the scan, the gate, quantisation for out_proj.
+  const size_t scan_fetches = y_piece / kTileRows * l.d_state * kScanAhead;
   step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t i) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, l.inner);
@@ -93,6 +94,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
     scan.d_state = l.d_state;
     scan.blocks = (end - first) / kTileRows;
     scan.tokens = tokens;
+    scan.ahead = step.next_weights(w.out_proj, Step::kOutRows, i, y_pieces, scan_fetches);
     k.mamba1_scan(scan);
     step.quantise(w.out_proj, b.y, first, end);
   });

@@ -26,6 +26,19 @@ Step::Ahead Step::ahead(const Matrix& w, size_t rows_per_piece) {
   return {w.data, blocks * w.row_block_bytes, (w.shape.row_blocks() + blocks - 1) / blocks};
 }
 
+const uint8_t* Step::next_weights(const Matrix& w, size_t rows_per_piece, size_t i, size_t n,
+                                  size_t bytes) const {
+  // As ThreadPool shares pieces out.
+  const auto threads = static_cast<size_t>(session.options_.n_threads);
+  const size_t thread = ((i + 1) * threads - 1) / n;
+  const size_t offset = (i - n * thread / threads) * bytes;
+  const Ahead next = ahead(w, rows_per_piece);
+  const size_t begin = next.pieces * thread / threads;
+  const size_t end = next.pieces * (thread + 1) / threads;
+  if (offset + bytes > (end - begin) * next.piece_bytes) return nullptr;
+  return w.data + begin * next.piece_bytes + offset;
+}
+
 void Step::run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const {
   const SessionOptions& options = session.options_;
   if (options.n_threads == 1 || n == 1) {

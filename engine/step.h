@@ -58,6 +58,12 @@ struct Step {
   // The first rows of a projection, as the phase that computes it divides them.
   static Ahead ahead(const Matrix& w, size_t rows_per_piece);
 
+  // While piece i of n in this phase computes, it can ask for `bytes` of what its thread will read in
+  // the next, the projection w: where those lie, in the order of the thread's pieces. NULL: past the
+  // thread's part.
+  const uint8_t* next_weights(const Matrix& w, size_t rows_per_piece, size_t i, size_t n,
+                              size_t bytes) const;
+
   // Columns [begin, end) of `in` are complete for all tokens: quantises them if `w` wants that.
   // begin and end are multiples of w's group, or end is the width of `in`; padding up to w's width
   // counts as complete with the last piece.
@@ -75,7 +81,7 @@ struct Step {
                  const Activations& out, size_t first_token) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
-  static constexpr size_t kOutRows = 64;  // of a piece
+  static constexpr size_t kOutRows = 32;  // of a piece
   void project_out(uint32_t layer) const;
 };
 

@@ -111,11 +111,15 @@ struct Mamba1ScanArgs {
   const float* x = nullptr;        // [tokens][x_stride]
   const float* z = nullptr;        // [tokens][z_stride]
   float* y = nullptr;              // [tokens][y_stride]; may be x or dt with the same stride
+  // NULL, or what the caller reads soon afterwards: while it computes, a single token's scan asks
+  // for kScanAhead bytes of it per state of a block.
+  const uint8_t* ahead = nullptr;
   size_t dt_stride = 0, bc_stride = 0, x_stride = 0, z_stride = 0, y_stride = 0;
   size_t d_state = 0;
   size_t blocks = 0;
   size_t tokens = 0;
 };
+constexpr size_t kScanAhead = 128;
 using Mamba1Scan = void(const Mamba1ScanArgs& args);
 
 // Mamba-2's scan (Dao & Gu 2024, "Transformers are SSMs", scalar A per head), per channel, with dt

@@ -450,6 +450,7 @@ struct Kernels {
   template <typename State>
   static ME_INLINE void mamba1_scan_as(const Mamba1ScanArgs& args, State* states) {
     const size_t n_state = args.d_state;
+    const uint8_t* ahead = args.tokens == 1 ? args.ahead : nullptr;
     for (size_t block = 0; block < args.blocks; ++block) {
       State* state = states + block * n_state * kLanes;
       const float* a = args.a + block * n_state * kLanes;
@@ -467,6 +468,11 @@ struct Kernels {
         for (size_t n = 0; n < n_state; ++n) {
           read_ahead(state + n * kLanes);
           read_ahead(a + n * kLanes);
+          if (ahead != nullptr) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + kLineBytes, 0, 2);
+            ahead += kScanAhead;
+          }
           const V decay = V::exp(dt * V::load(a + n * kLanes));
           const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
           store_state(h, state + n * kLanes);

@@ -52,10 +52,13 @@ ME_INLINE float sum_tree(const float* v) {
 }
 
 ME_INLINE float max_tree(const float* v) {
-  float m = v[0];
+  float a[8], b[4];
+  const auto larger = [](float x, float y) { return x > y ? x : y; };
   ME_UNROLL
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  for (int i = 0; i < 8; ++i) a[i] = larger(v[i], v[i + 8]);
+  ME_UNROLL
+  for (int i = 0; i < 4; ++i) b[i] = larger(a[i], a[i + 4]);
+  return larger(larger(b[0], b[2]), larger(b[1], b[3]));
 }
 
 ME_INLINE uint32_t float_bits(float v) {
