@@ -1,0 +1,98 @@
+// What the tables for 64-bit Arm share: lanes, conversions and quantisation. Only for kernel units;
+// see platforms/simd/lanes.h. Everything is in an anonymous namespace, so each unit has its own.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "platforms/simd/lanes.h"
+
+namespace mamba_edge {
+namespace {
+struct Neon64 : xsimd::neon64 {
+  static ME_INLINE float32x4_t fma(float32x4_t a, float32x4_t b, float32x4_t c) {
+    return vfmaq_f32(c, a, b);
+  }
+  static ME_INLINE float32x4_t broadcast(float v) { return vdupq_n_f32(v); }
+  static ME_INLINE int32x4_t broadcast(int32_t v) { return vdupq_n_s32(v); }
+  static ME_INLINE int32x4_t bits(float32x4_t v) { return vreinterpretq_s32_f32(v); }
+  static ME_INLINE float32x4_t of_bits(int32x4_t v) { return vreinterpretq_f32_s32(v); }
+  static ME_INLINE float32x4_t div(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
+};
+}  // namespace
+}  // namespace mamba_edge
+ME_XSIMD_ARCH(mamba_edge::Neon64, xsimd::neon64);
+
+namespace mamba_edge {
+namespace {
+
+// How far ahead of its use a weight is asked for: what was best on x86. No Arm core was measured.
+constexpr size_t kAhead = 2048;
+
+// All that kernels_impl.h asks of an Isa but the integer dots.
+struct NeonIsa {
+  using Arch = Neon64;
+  using V = Lanes<Arch>;
+  using Ints = V::Ints;
+  static constexpr int kFloatTokens = 4;
+
+  static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
+
+  static ME_INLINE V from_f16(const uint16_t* p) {
+    const float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(p));
+    const float16x8_t b = vreinterpretq_f16_u16(vld1q_u16(p + 8));
+    V r;
+    r.v[0] = vcvt_f32_f16(vget_low_f16(a));
+    r.v[1] = vcvt_high_f32_f16(a);
+    r.v[2] = vcvt_f32_f16(vget_low_f16(b));
+    r.v[3] = vcvt_high_f32_f16(b);
+    return r;
+  }
+
+  // Rounds to nearest, ties to even; what is too large becomes an infinity. p is 32-byte aligned.
+  static ME_INLINE void to_f16(const V& x, uint16_t* p) {
+    const float16x8_t a = vcvt_high_f16_f32(vcvt_f16_f32(x.v[0]), x.v[1]);
+    const float16x8_t b = vcvt_high_f16_f32(vcvt_f16_f32(x.v[2]), x.v[3]);
+    vst1q_u16(p, vreinterpretq_u16_f16(a));
+    vst1q_u16(p + 8, vreinterpretq_u16_f16(b));
+  }
+
+  static ME_INLINE V from_i16(const int16_t* p) {
+    const int16x8_t a = vld1q_s16(p), b = vld1q_s16(p + 8);
+    V r;
+    r.v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(a)));
+    r.v[1] = vcvtq_f32_s32(vmovl_high_s16(a));
+    r.v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(b)));
+    r.v[3] = vcvtq_f32_s32(vmovl_high_s16(b));
+    return r;
+  }
+
+  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+    const int32x4_t a = vcvtnq_s32_f32(x.v[0]), b = vcvtnq_s32_f32(x.v[1]);
+    const int32x4_t c = vcvtnq_s32_f32(x.v[2]), d = vcvtnq_s32_f32(x.v[3]);
+    const int16x8_t low = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+    const int16x8_t high = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
+    vst1q_s8(q, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
+    return vaddvq_s32(vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
+  }
+
+  // acc[t][r] holds rows 4 * r to 4 * r + 3, as dot[t].v[r] does.
+  template <int T>
+  static ME_INLINE void load_sums(const Ints* dot, int32x4_t (&acc)[T][4]) {
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < 4; ++r) acc[t][r] = dot[t].v[r];
+    }
+  }
+  template <int T>
+  static ME_INLINE void store_sums(const int32x4_t (&acc)[T][4], Ints* dot) {
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < 4; ++r) dot[t].v[r] = acc[t][r];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mamba_edge
