@@ -23,6 +23,8 @@ constexpr Row kRows[] = {
     {"avx2", avx2_table, &CpuFeatures::avx2},
     {"sse2", sse2_table, &CpuFeatures::sse2},
 #elif defined(__aarch64__)
+    {"i8mm", i8mm_table, &CpuFeatures::i8mm},
+    {"dotprod", dotprod_table, &CpuFeatures::dotprod},
     {"neon", neon_table, &CpuFeatures::neon},
 #endif
     {"generic", generic_table, nullptr},

@@ -12,5 +12,7 @@ const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
 const KernelTable* avx512vnni_table();
 const KernelTable* neon_table();
+const KernelTable* dotprod_table();
+const KernelTable* i8mm_table();
 
 }  // namespace mamba_edge

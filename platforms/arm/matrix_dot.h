@@ -1,0 +1,125 @@
+// Exact integer dot products of one group for Arm cores with the 8-bit matrix instructions
+// (FEAT_I8MM). Only for kernel units; see platforms/simd/lanes.h.
+//
+// One and two tokens use `usdot`. From four on, `usmmla` multiplies 2 rows x 8 inputs of weights
+// with 2 tokens x 8 inputs of activations, twice the work of a `usdot`. Its operands are made by
+// interleaving: of two steps' words for the weights, of two tokens' halves for the activations.
+// That costs half an instruction per product with two tokens, and less with more.
+#pragma once
+
+#include "platforms/arm/lane_dot.h"
+
+namespace mamba_edge {
+namespace {
+
+struct MatrixDot : LaneDot<Usdot> {
+  static constexpr int kIntTokens = 8;
+  static constexpr int kMatrixTokens = 4;  // from how many on `usmmla` is worth its operands
+
+  // Sums of rows 2 * k and 2 * k + 1 and tokens 2 * p and 2 * p + 1, tokens fastest, for R registers
+  // of four rows.
+  template <int T, int R>
+  using Sums = int32x4_t[T / 2][2 * R];
+
+  // a[p][half] = eight inputs of tokens 2 * p and 2 * p + 1.
+  template <int T>
+  static ME_INLINE void load_pairs(const int8_t* const* q, size_t i, int8x16_t (&a)[T / 2][2]) {
+    ME_UNROLL
+    for (int p = 0; p < T / 2; ++p) {
+      const int64x2_t first = vreinterpretq_s64_s8(vld1q_s8(q[2 * p] + i));
+      const int64x2_t second = vreinterpretq_s64_s8(vld1q_s8(q[2 * p + 1] + i));
+      a[p][0] = vreinterpretq_s8_s64(vzip1q_s64(first, second));
+      a[p][1] = vreinterpretq_s8_s64(vzip2q_s64(first, second));
+    }
+  }
+
+  // Adds four rows of two steps, times half `half` of the inputs in `a`.
+  template <int T, int R>
+  static ME_INLINE void add_pairs(uint8x16_t first, uint8x16_t second, int r, int half,
+                                  const int8x16_t (&a)[T / 2][2], Sums<T, R>& sums) {
+    const uint32x4_t f = vreinterpretq_u32_u8(first), s = vreinterpretq_u32_u8(second);
+    const uint8x16_t low = vreinterpretq_u8_u32(vzip1q_u32(f, s));
+    const uint8x16_t high = vreinterpretq_u8_u32(vzip2q_u32(f, s));
+    ME_UNROLL
+    for (int p = 0; p < T / 2; ++p) {
+      sums[p][2 * r] = vusmmlaq_s32(sums[p][2 * r], low, a[p][half]);
+      sums[p][2 * r + 1] = vusmmlaq_s32(sums[p][2 * r + 1], high, a[p][half]);
+    }
+  }
+
+  // Rows 4 * kFirst to 4 * (kFirst + R) - 1 of one group.
+  template <int T, int kFirst, int R, bool kInt4>
+  static ME_INLINE void rows(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    Sums<T, R> sums;
+    ME_UNROLL
+    for (int p = 0; p < T / 2; ++p) {
+      ME_UNROLL
+      for (int k = 0; k < 2 * R; ++k) sums[p][k] = vdupq_n_s32(0);
+    }
+    constexpr int kStepBytes = kTileRows * kStepInputs;
+    for (size_t i = 0; i < inputs; i += 4 * kStepInputs) {
+      int8x16_t a[T / 2][2];
+      load_pairs<T>(q, i, a);
+      ME_UNROLL
+      for (int half = 0; half < 2; ++half, w += kInt4 ? kStepBytes : 2 * kStepBytes) {
+        if (kFirst == 0) __builtin_prefetch(w + kAhead);
+        if (kFirst == 0 && !kInt4) __builtin_prefetch(w + kAhead + kStepBytes);
+        ME_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const uint8x16_t bytes = vld1q_u8(w + 16 * (kFirst + r));
+          if constexpr (kInt4) {
+            add_pairs<T, R>(vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8(bytes, 4), r, half, a,
+                            sums);
+          } else {
+            add_pairs<T, R>(bytes, vld1q_u8(w + kStepBytes + 16 * (kFirst + r)), r, half, a, sums);
+          }
+        }
+      }
+    }
+    ME_UNROLL
+    for (int p = 0; p < T / 2; ++p) {
+      ME_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const int32x4_t low = sums[p][2 * r], high = sums[p][2 * r + 1];
+        auto& even = dot[2 * p].v[kFirst + r];
+        auto& odd = dot[2 * p + 1].v[kFirst + r];
+        even = vaddq_s32(even, vuzp1q_s32(low, high));
+        odd = vaddq_s32(odd, vuzp2q_s32(low, high));
+      }
+    }
+  }
+
+  // Sixteen registers of sums leave room for the rest: all rows of four tokens, or half the rows of
+  // eight, twice.
+  template <int T, bool kInt4>
+  static ME_INLINE void all_rows(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                 Ints* dot) {
+    if constexpr (T == kMatrixTokens) {
+      rows<T, 0, 4, kInt4>(w, inputs, q, dot);
+    } else {
+      rows<T, 0, 2, kInt4>(w, inputs, q, dot);
+      rows<T, 2, 2, kInt4>(w, inputs, q, dot);
+    }
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    if constexpr (T < kMatrixTokens) {
+      LaneDot::dot_i8<T>(w, inputs, q, dot);
+    } else {
+      all_rows<T, false>(w, inputs, q, dot);
+    }
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    if constexpr (T < kMatrixTokens) {
+      LaneDot::dot_i4<T>(w, inputs, q, dot);
+    } else {
+      all_rows<T, true>(w, inputs, q, dot);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace mamba_edge
