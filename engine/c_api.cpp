@@ -356,7 +356,8 @@ mamba_edge_status mamba_edge_sampler_init(const mamba_edge_model* model,
   Status status = Sampler::check(*options);
   if (!status.ok()) return report(status, error);
   Sampler* result = nullptr;
-  status = Sampler::init(*options, static_cast<int32_t>(of(model).config.n_vocab_used),
+  status = Sampler::init(*options, *of(model).kernels,
+                         static_cast<int32_t>(of(model).config.n_vocab_used),
                          {static_cast<std::byte*>(memory), bytes}, &result);
   if (status.ok()) *sampler = reinterpret_cast<mamba_edge_sampler*>(result);
   return report(status, error);

@@ -163,6 +163,12 @@ using Scale = void(float* x, float factor, size_t n);
 // largest unless all are.
 using ArgMax = size_t(const float* x, size_t n);
 
+// The first i in [from, n) with x[i] > floor, or n (x unaligned); NaN is above nothing.
+using FindAbove = size_t(const float* x, size_t from, size_t n, float floor);
+
+// out[i] = x[i], but -FLT_MAX for NaN, and nothing beyond +-FLT_MAX; any n, both unaligned.
+using CopyFinite = void(const float* x, size_t n, float* out);
+
 // Sum, modulo 2^32, of the n bytes at `data` as 32-bit words: as fast as this table's loads can read
 // memory, which is what decode is measured against. n is a multiple of 64, data 64-byte aligned.
 using ReadWords = uint32_t(const uint8_t* data, size_t n);

@@ -708,6 +708,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
   app.add_option("--state", options.state,
                  "Number format of the recurrent state: fp32, or fp16, which is half as large")
       ->type_name("TYPE")
+      ->check(CLI::IsMember({"fp32", "fp16"}))
       ->capture_default_str();
   app.add_option("--isa", options.isa,
                  "Kernels to use, as generic or avx2 (default: MAMBA_EDGE_ISA from the "

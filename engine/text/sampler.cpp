@@ -113,8 +113,8 @@ size_t Sampler::required_bytes(int32_t n_vocab_used, const mamba_edge_sampler_op
   return Plan(n_vocab_used, options).total();
 }
 
-Status Sampler::init(const mamba_edge_sampler_options& options, int32_t n_vocab_used,
-                     std::span<std::byte> memory, Sampler** out) {
+Status Sampler::init(const mamba_edge_sampler_options& options, const KernelTable& kernels,
+                     int32_t n_vocab_used, std::span<std::byte> memory, Sampler** out) {
   ME_TRY(check(options));
   if (n_vocab_used < 1 || n_vocab_used > 1 << 23) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
@@ -138,6 +138,7 @@ Status Sampler::init(const mamba_edge_sampler_options& options, int32_t n_vocab_
   p += plan.order;
   if (plan.recent > 0) sampler->recent_ = reinterpret_cast<int32_t*>(p);
   sampler->options_ = options;
+  sampler->kernels_ = &kernels;
   sampler->n_vocab_ = n_vocab_used;
   sampler->recent_capacity_ = plan.n_recent;
   sampler->state_ = options.seed;
@@ -150,19 +151,6 @@ void Sampler::accept(int32_t token) {
   recent_[recent_next_] = token;
   recent_next_ = recent_next_ + 1 == recent_capacity_ ? 0 : recent_next_ + 1;
   n_recent_ = std::min(n_recent_ + 1, recent_capacity_);
-}
-
-int32_t Sampler::greedy(const float* values) const {
-  int32_t best = 0;
-  float largest = sanitized(values[0]);
-  for (int32_t i = 1; i < n_vocab_; ++i) {
-    const float value = sanitized(values[i]);
-    if (value > largest) {
-      largest = value;
-      best = i;
-    }
-  }
-  return best;
 }
 
 // SplitMix64 (Steele, Lea, Flood 2014), and rejection to a range.
@@ -188,23 +176,26 @@ bool Sampler::before(int32_t a, int32_t b) const {
   return values_[a] > values_[b] || (values_[a] == values_[b] && a < b);
 }
 
-// Puts the k best ids into order_[0, k), in no order, and returns the last of them.
-int32_t Sampler::select_best(int32_t k) {
+// Puts the k best ids into order_[0, k), in no order.
+void Sampler::select_best(int32_t k) {
   const auto order = [this](int32_t a, int32_t b) { return before(a, b); };
   if (k > 256) {
     for (int32_t i = 0; i < n_vocab_; ++i) order_[i] = i;
     std::nth_element(order_, order_ + (k - 1), order_ + n_vocab_, order);
-    return order_[k - 1];
+    return;
   }
   for (int32_t i = 0; i < k; ++i) order_[i] = i;
   std::make_heap(order_, order_ + k, order);  // the worst of them in front
-  for (int32_t i = k; i < n_vocab_; ++i) {
-    if (!(values_[i] > values_[order_[0]])) continue;  // of equal ones the earlier id stays
+  // Only what is larger than the worst comes in: of equal ones the earlier id stays.
+  const auto next = [this](int32_t from) {
+    return static_cast<int32_t>(kernels_->find_above(
+        values_, static_cast<size_t>(from), static_cast<size_t>(n_vocab_), values_[order_[0]]));
+  };
+  for (int32_t i = next(k); i < n_vocab_; i = next(i + 1)) {
     std::pop_heap(order_, order_ + k, order);
     order_[k - 1] = i;
     std::push_heap(order_, order_ + k, order);
   }
-  return order_[0];
 }
 
 // Given the n best candidates in order_[0, n), in any order, which weigh `total`: puts the fewest
@@ -228,10 +219,44 @@ int32_t Sampler::top_p_count(int32_t n, uint64_t total, float p) {
   return n;
 }
 
+// The id of the largest of n_vocab_ values, which may not be finite.
+int32_t Sampler::largest(const float* values) const {
+  const auto best = static_cast<int32_t>(kernels_->arg_max(values, static_cast<size_t>(n_vocab_)));
+  if (std::isfinite(values[best])) return best;
+  int32_t first = 0;
+  for (int32_t i = 1; i < n_vocab_; ++i) {
+    if (sanitized(values[i]) > sanitized(values[first])) first = i;
+  }
+  return first;
+}
+
+// Draws from n candidates, given by their ids or, where `ids` is NULL, all of the vocabulary. Walks
+// them in the order of their ids. The values make room for the weights.
+int32_t Sampler::draw(int32_t* ids, int32_t n, int32_t best) {
+  if (ids != nullptr) std::sort(ids, ids + n);
+  const double least = static_cast<double>(options_.min_p) * static_cast<double>(kWeightOne);
+  const auto at = [&](int32_t i) { return values_ + (ids == nullptr ? i : ids[i]); };
+  uint64_t total = 0;
+  for (int32_t i = 0; i < n; ++i) {
+    uint32_t w = weight(*at(i));
+    if (static_cast<double>(w) < least) w = 0;
+    std::memcpy(at(i), &w, sizeof(w));
+    total += w;
+  }
+  uint64_t drawn = uniform(total);
+  for (int32_t i = 0; i < n; ++i) {
+    uint32_t w;
+    std::memcpy(&w, at(i), sizeof(w));
+    if (drawn < w) return ids == nullptr ? i : ids[i];
+    drawn -= w;
+  }
+  return best;
+}
+
 int32_t Sampler::sample(const float* logits) {
   const float* values = logits;
   if (values_ != nullptr) {
-    for (int32_t i = 0; i < n_vocab_; ++i) values_[i] = sanitized(logits[i]);
+    kernels_->copy_finite(logits, static_cast<size_t>(n_vocab_), values_);
     // From the logit itself, so that a token that occurred twice is not penalised twice.
     for (int32_t i = 0; i < n_recent_; ++i) {
       const float logit = sanitized(logits[recent_[i]]);
@@ -240,55 +265,28 @@ int32_t Sampler::sample(const float* logits) {
     }
     values = values_;
   }
-  const int32_t best = greedy(values);
+  const int32_t best = largest(values);
   if (is_greedy(options_)) {
     accept(best);
     return best;
   }
   largest_ = values[best];
 
-  // The last candidate kept, in the order of before(); all better ones are kept too.
-  int32_t last = -1;
+  int32_t n = n_vocab_;
   if (order_ != nullptr) {
-    int32_t n = n_vocab_;
     if (options_.top_k > 0 && options_.top_k < n) {
       n = options_.top_k;
-      last = select_best(n);
+      select_best(n);
     } else {
       for (int32_t i = 0; i < n; ++i) order_[i] = i;
     }
     if (cuts_top_p(options_)) {
       uint64_t total = 0;
       for (int32_t i = 0; i < n; ++i) total += weight(values_[order_[i]]);
-      last = order_[top_p_count(n, total, options_.top_p) - 1];
+      n = top_p_count(n, total, options_.top_p);
     }
   }
-  // From here on the values make room for the weights.
-  const float last_value = last >= 0 ? values_[last] : 0;
-  const double least = static_cast<double>(options_.min_p) * static_cast<double>(kWeightOne);
-  auto* const weights = reinterpret_cast<uint32_t*>(values_);
-  uint64_t total = 0;
-  for (int32_t i = 0; i < n_vocab_; ++i) {
-    const float value = values_[i];
-    uint32_t w = 0;
-    if (last < 0 || value > last_value || (value == last_value && i <= last)) {
-      w = weight(value);
-      if (static_cast<double>(w) < least) w = 0;
-    }
-    std::memcpy(weights + i, &w, sizeof(w));
-    total += w;
-  }
-  uint64_t drawn = uniform(total);
-  int32_t token = best;
-  for (int32_t i = 0; i < n_vocab_; ++i) {
-    uint32_t w;
-    std::memcpy(&w, weights + i, sizeof(w));
-    if (drawn < w) {
-      token = i;
-      break;
-    }
-    drawn -= w;
-  }
+  const int32_t token = draw(order_, n, best);
   accept(token);
   return token;
 }

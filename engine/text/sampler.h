@@ -15,6 +15,7 @@
 
 #include "engine/include/mamba_edge.h"
 #include "engine/status.h"
+#include "platforms/kernels.h"
 
 namespace mamba_edge {
 
@@ -30,8 +31,8 @@ class Sampler {
 
   // Makes a sampler in `memory` (8-byte aligned, required_bytes long), which must outlive it.
   // INVALID_ARGUMENT, TOO_SMALL. Nothing needs to be destroyed.
-  static Status init(const mamba_edge_sampler_options& options, int32_t n_vocab_used,
-                     std::span<std::byte> memory, Sampler** out);
+  static Status init(const mamba_edge_sampler_options& options, const KernelTable& kernels,
+                     int32_t n_vocab_used, std::span<std::byte> memory, Sampler** out);
 
   // Remembers a token for the repeat penalty; ids outside of [0, n_vocab_used) are ignored.
   void accept(int32_t token);
@@ -46,15 +47,17 @@ class Sampler {
   struct Plan;  // where things lie behind the sampler
 
   Sampler() = default;
-  int32_t greedy(const float* values) const;
+  int32_t largest(const float* values) const;
+  int32_t draw(int32_t* ids, int32_t n, int32_t best);
   uint64_t uniform(uint64_t below);
   uint32_t weight(float value) const;
   bool before(int32_t a,
               int32_t b) const;  // the order of candidates: larger first, then the lower id
-  int32_t select_best(int32_t k);
+  void select_best(int32_t k);
   int32_t top_p_count(int32_t n, uint64_t total, float p);
 
   mamba_edge_sampler_options options_{};
+  const KernelTable* kernels_ = nullptr;
   int32_t n_vocab_ = 0;
   int32_t n_recent_ = 0, recent_capacity_ = 0, recent_next_ = 0;
   uint64_t state_ = 0;

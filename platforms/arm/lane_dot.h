@@ -64,7 +64,7 @@ struct LaneDot : NeonIsa {
   template <int kLane, int T>
   static ME_INLINE void byte_step(const uint8_t* w, const int8x16_t (&a)[T],
                                   int32x4_t (&acc)[T][4]) {
-    __builtin_prefetch(w + kAhead);
+    read_ahead(w);
     const uint8x16_t bytes[4] = {vld1q_u8(w), vld1q_u8(w + 16), vld1q_u8(w + 32), vld1q_u8(w + 48)};
     ME_UNROLL
     for (int r = 0; r < 4; ++r) add<kLane>(r, Op::weight(bytes[r]), a, acc);
@@ -89,7 +89,7 @@ struct LaneDot : NeonIsa {
   template <int kLane, int T>
   static ME_INLINE void nibble_steps(const uint8_t* w, const int8x16_t (&a)[T],
                                      int32x4_t (&acc)[T][4]) {
-    __builtin_prefetch(w + kAhead);
+    read_ahead(w);
     ME_UNROLL
     for (int r = 0; r < 4; ++r) {
       const uint8x16_t bytes = vld1q_u8(w + 16 * r);

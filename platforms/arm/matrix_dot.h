@@ -62,8 +62,8 @@ struct MatrixDot : LaneDot<Usdot> {
       load_pairs<T>(q, i, a);
       ME_UNROLL
       for (int half = 0; half < 2; ++half, w += kInt4 ? kStepBytes : 2 * kStepBytes) {
-        if (kFirst == 0) __builtin_prefetch(w + kAhead);
-        if (kFirst == 0 && !kInt4) __builtin_prefetch(w + kAhead + kStepBytes);
+        if (kFirst == 0) read_ahead(w);
+        if (kFirst == 0 && !kInt4) read_ahead(w + kLineBytes);
         ME_UNROLL
         for (int r = 0; r < R; ++r) {
           const uint8x16_t bytes = vld1q_u8(w + 16 * (kFirst + r));

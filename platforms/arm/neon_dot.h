@@ -30,8 +30,8 @@ struct NeonDot : NeonIsa {
       for (int k = 0; k < 8; ++k) pairs[t][k] = vdupq_n_s32(0);
     }
     for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kAhead);
-      __builtin_prefetch(w + kAhead + 64);
+      read_ahead(w);
+      read_ahead(w + kLineBytes);
       ME_UNROLL
       for (int r = 0; r < 4; ++r) {
         const int8x16_t first = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 16 * r), zero));
@@ -64,8 +64,8 @@ struct NeonDot : NeonIsa {
     int32x4_t acc[T][4];
     load_sums<T>(dot, acc);
     for (size_t i = 0; i < inputs; i += 4 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
-      __builtin_prefetch(w + kAhead);
-      __builtin_prefetch(w + kAhead + 64);
+      read_ahead(w);
+      read_ahead(w + kLineBytes);
       ME_UNROLL
       for (int r = 0; r < 4; ++r) {
         const uint8x16_t first = vld1q_u8(w + 16 * r), second = vld1q_u8(w + 64 + 16 * r);

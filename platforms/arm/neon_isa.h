@@ -25,9 +25,6 @@ ME_XSIMD_ARCH(mamba_edge::Neon64, xsimd::neon64);
 namespace mamba_edge {
 namespace {
 
-// How far ahead of its use a weight is asked for: what was best on x86. No Arm core was measured.
-constexpr size_t kAhead = 2048;
-
 // All that kernels_impl.h asks of an Isa but the integer dots.
 struct NeonIsa {
   using Arch = Neon64;

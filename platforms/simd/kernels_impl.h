@@ -354,6 +354,39 @@ struct Kernels {
     return 0;
   }
 
+  static size_t find_above(const float* x, size_t from, size_t n, float floor) {
+    constexpr size_t kSpan = 4 * kLanes;
+    const V limit = V::broadcast(floor);
+    size_t i = from;
+    for (; i + kSpan <= n; i += kSpan) {
+      V largest = limit;
+      ME_UNROLL
+      for (size_t k = 0; k < kSpan; k += kLanes) {
+        largest = V::greater_or(V::load_unaligned(x + i + k), largest);
+      }
+      if (!largest.all_equal(limit)) break;
+    }
+    for (; i < n; ++i) {
+      if (x[i] > floor) return i;
+    }
+    return n;
+  }
+
+  static void copy_finite(const float* x, size_t n, float* out) {
+    constexpr float kMax = __FLT_MAX__;
+    const V high = V::broadcast(kMax), low = V::broadcast(-kMax);
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      // greater_or keeps its second operand where the first is NaN.
+      const V above = V::greater_or(V::load_unaligned(x + i), low);
+      V::min(above, high).store_unaligned(out + i);
+    }
+    for (; i < n; ++i) {
+      const float above = x[i] > -kMax ? x[i] : -kMax;
+      out[i] = above < kMax ? above : kMax;
+    }
+  }
+
   static uint32_t read_words(const uint8_t* data, size_t n) {
     Ints sum[2] = {Isa::broadcast_int(0), Isa::broadcast_int(0)};
     size_t i = 0;

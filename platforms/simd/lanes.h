@@ -296,6 +296,16 @@ struct Lanes {
   static ME_INLINE Lanes softplus(const Lanes& a) {
     return make([&](int i) { return softplus_lanes<Math>(a.v[i]); });
   }
+  ME_INLINE void store_unaligned(float* p) const {
+    ME_UNROLL
+    for (int i = 0; i < kCount; ++i) v[i].store_unaligned(p + i * kWidth);
+  }
+  ME_INLINE bool all_equal(const Lanes& b) const {
+    auto equal = v[0] == b.v[0];
+    ME_UNROLL
+    for (int i = 1; i < kCount; ++i) equal = equal & (v[i] == b.v[i]);
+    return xsimd::all(equal);
+  }
   ME_INLINE bool any_equal(const Lanes& b) const {
     auto equal = v[0] == b.v[0];
     ME_UNROLL
@@ -402,6 +412,12 @@ struct Lanes {
   }
   static ME_INLINE Lanes softplus(const Lanes& a) {
     return make([&](int i) { return softplus_lanes<FloatMath>(a.v[i]); });
+  }
+  ME_INLINE void store_unaligned(float* p) const { store(p); }
+  ME_INLINE bool all_equal(const Lanes& b) const {
+    bool equal = true;
+    for (int i = 0; i < kLanes; ++i) equal &= v[i] == b.v[i];
+    return equal;
   }
   ME_INLINE bool any_equal(const Lanes& b) const {
     bool equal = false;

@@ -1,4 +1,5 @@
 #include "engine/text/sampler.h"
+#include "platforms/select.h"
 
 #include <gtest/gtest.h>
 
@@ -30,7 +31,7 @@ Made make(const mamba_edge_sampler_options& options, size_t n_vocab) {
   const size_t bytes = Sampler::required_bytes(static_cast<int32_t>(n_vocab), options);
   made.memory.assign((bytes + 7) / 8, 0xA5A5A5A5A5A5A5A5);
   const Status status =
-      Sampler::init(options, static_cast<int32_t>(n_vocab),
+      Sampler::init(options, *select_table(nullptr), static_cast<int32_t>(n_vocab),
                     {reinterpret_cast<std::byte*>(made.memory.data()), bytes}, &made.sampler);
   EXPECT_TRUE(status.ok()) << status.message();
   return made;
@@ -283,10 +284,12 @@ TEST(Sampler, RefusesBadMemory) {
   std::vector<uint64_t> memory(bytes / 8 + 2);
   auto* const p = reinterpret_cast<std::byte*>(memory.data());
   Sampler* sampler = nullptr;
-  EXPECT_EQ(Sampler::init(options, 100, {p, bytes - 1}, &sampler).code(), MAMBA_EDGE_TOO_SMALL);
-  EXPECT_EQ(Sampler::init(options, 100, {p + 4, bytes}, &sampler).code(),
+  EXPECT_EQ(Sampler::init(options, *select_table(nullptr), 100, {p, bytes - 1}, &sampler).code(),
+            MAMBA_EDGE_TOO_SMALL);
+  EXPECT_EQ(Sampler::init(options, *select_table(nullptr), 100, {p + 4, bytes}, &sampler).code(),
             MAMBA_EDGE_INVALID_ARGUMENT);
-  EXPECT_EQ(Sampler::init(options, 0, {p, bytes}, &sampler).code(), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(Sampler::init(options, *select_table(nullptr), 0, {p, bytes}, &sampler).code(),
+            MAMBA_EDGE_INVALID_ARGUMENT);
   EXPECT_EQ(sampler, nullptr);
 }
 

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "platforms/select.h"
+#include "quant/half.h"
 #include "tests/platforms/guarded.h"
 
 namespace mamba_edge {
@@ -761,6 +762,58 @@ TEST_P(Kernels, SiluAndGateNorm) {
   }
 }
 
+TEST_P(Kernels, FindAbove) {
+  for (const size_t n : Sizes{1, 5, 63, 64, 65, 200}) {
+    Floats x(n);
+    fill(x, -1, 1);
+    for (size_t at = 0; at < n; ++at) {
+      const float before = x[at];
+      for (const float v : {2.0f, kInf}) {
+        x[at] = v;
+        for (const size_t from : Sizes{0, 1, at, at + 1, n}) {
+          if (from > n) continue;
+          EXPECT_EQ(k.find_above(x.data(), from, n, 1.5f), from <= at ? at : n);
+        }
+      }
+      for (const float v : {1.5f, kNan, -kInf}) {  // an equal one is not above, nor is NaN
+        x[at] = v;
+        EXPECT_EQ(k.find_above(x.data(), 0, n, 1.5f), n);
+      }
+      x[at] = before;
+    }
+    EXPECT_EQ(k.find_above(x.data(), 0, n, -2.0f), 0u);
+    EXPECT_EQ(k.find_above(x.data(), 0, n, kInf), n);
+  }
+}
+
+TEST_P(Kernels, CopyFinite) {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  const float in[] = {kNan, kInf, -kInf, 1.5f, -0.0f, kMax, -kMax, 1e-45f};
+  const float want[] = {-kMax, kMax, -kMax, 1.5f, -0.0f, kMax, -kMax, 1e-45f};
+  for (const size_t n : Sizes{1, 8, 15, 16, 17, 33}) {
+    Floats x(n), out(n);
+    for (size_t i = 0; i < n; ++i) x[i] = in[(i * 5) % 8];
+    k.copy_finite(x.data(), n, out.data());
+    for (size_t i = 0; i < n; ++i) {
+      EXPECT_EQ(std::memcmp(&out[i], &want[(i * 5) % 8], sizeof(float)), 0) << i << " " << x[i];
+    }
+  }
+}
+
+TEST_P(Kernels, ReadWordsSumsThem) {
+  for (const size_t n : Sizes{64, 128, 192, 1024}) {
+    Guarded<uint8_t> bytes(n);
+    for (uint8_t& b : bytes) b = static_cast<uint8_t>(integer(0, 255));
+    uint32_t sum = 0;
+    for (size_t i = 0; i < n; i += 4) {
+      uint32_t word;
+      std::memcpy(&word, bytes.data() + i, 4);
+      sum += word;
+    }
+    EXPECT_EQ(k.read_words(bytes.data(), n), sum);
+  }
+}
+
 // ---- recurrences ----
 
 TEST_P(Kernels, ConvSilu) {
@@ -1061,6 +1114,88 @@ TEST_P(Kernels, Mamba2Scan) {
       }
       ASSERT_TRUE(state.same_bits(s.state));
       ASSERT_TRUE(x.same_bits(s.y));
+    }
+  }
+}
+
+// A state in binary16 is that of the float scan, rounded after each token: the float kernel, run token
+// by token on the rounded state, must give the same bits.
+template <typename Args, typename Scan>
+void check_half_state(const ScanData& s, const Floats& start, Scan scan, const Args& args,
+                      void (*advance)(Args*, size_t token)) {
+  const size_t n = start.size();
+  Guarded<uint16_t> half(n);
+  Floats rounded(n);
+  for (size_t i = 0; i < n; ++i) {
+    half[i] = float_to_half(start[i]);
+    rounded[i] = half_to_float(half[i]);
+  }
+  Floats want(s.tokens * s.channels), got(s.tokens * s.channels);
+  for (size_t t = 0; t < s.tokens; ++t) {
+    Args one = args;
+    advance(&one, t);
+    one.tokens = 1;
+    one.state = rounded.data();
+    one.y = want.data() + t * s.channels;
+    scan(one);
+    for (float& v : rounded) v = half_to_float(float_to_half(v));
+  }
+  Args all = args;
+  all.state = nullptr;
+  all.half_state = half.data();
+  all.y = got.data();
+  scan(all);
+  for (size_t i = 0; i < n; ++i) ASSERT_EQ(half[i], float_to_half(rounded[i])) << i;
+  ASSERT_TRUE(got.same_bits(want));
+}
+
+TEST_P(Kernels, Mamba1ScanInHalf) {
+  for (const size_t d_state : Sizes{1, 8, 16, 24}) {
+    for (const size_t tokens : Sizes{1, 2, 7}) {
+      ScanData s(2, d_state, tokens);
+      for (float& v : s.a) v = -std::exp(uniform(-3, 2));
+      fill(s.d, -1, 1);
+      fill(s.bias, -5, 1);
+      fill(s.dt, -1, 1);
+      fill(s.b, -1, 1);
+      fill(s.c, -1, 1);
+      fill(s.x, -3, 3);
+      fill(s.z, -8, 8);
+      // Sizes from subnormal binary16 numbers to the largest, and beyond, which is infinity.
+      Floats start(s.state.size());
+      for (float& v : start) v = uniform(-1, 1) * std::exp2(uniform(-26, 15));
+      check_half_state<Mamba1ScanArgs>(s, start, k.mamba1_scan, s.mamba1(),
+                                       [](Mamba1ScanArgs* a, size_t t) {
+                                         a->dt += t * a->dt_stride;
+                                         a->b += t * a->bc_stride;
+                                         a->c += t * a->bc_stride;
+                                         a->x += t * a->x_stride;
+                                         a->z += t * a->z_stride;
+                                       });
+    }
+  }
+}
+
+TEST_P(Kernels, Mamba2ScanInHalf) {
+  for (const size_t d_state : Sizes{1, 16, 24, 128}) {
+    for (const size_t tokens : Sizes{1, 2, 7}) {
+      ScanData s(2, d_state, tokens);
+      fill(s.d, -1, 1);
+      fill(s.dt, 0, 2);
+      fill(s.b, -1, 1);
+      fill(s.c, -1, 1);
+      fill(s.x, -3, 3);
+      const Floats decay = floats(tokens * s.channels, 0, 1);
+      Floats start(s.state.size());
+      for (float& v : start) v = uniform(-1, 1) * std::exp2(uniform(-26, 15));
+      check_half_state<Mamba2ScanArgs>(s, start, k.mamba2_scan, s.mamba2(decay),
+                                       [](Mamba2ScanArgs* a, size_t t) {
+                                         a->dt += t * a->dt_stride;
+                                         a->decay += t * a->dt_stride;
+                                         a->b += t * a->bc_stride;
+                                         a->c += t * a->bc_stride;
+                                         a->x += t * a->x_stride;
+                                       });
     }
   }
 }

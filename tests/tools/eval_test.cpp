@@ -210,7 +210,7 @@ TEST(EvalLogits, WrongUsageIsStatusTwo) {
       {"logits", "-m", "x", "-o", "y"},
       {"logits", "-m", "x", "--tokens", "1"},
       {"logits", "-m", "x", "--tokens", "1", "--tokens-file", "z", "-o", "y"},
-      {"logits", "-m", "x", "--tokens", "1", "-o", "y", "--state", "fp16"},
+      {"logits", "-m", "x", "--tokens", "1", "-o", "y", "--state", "fp64"},
       {"perplexity", "-m", "x"},
       {"perplexity", "-m", "x", "-f", "y", "--limit", "0"},
       {"perplexity", "-m", "x", "-f", "y", "--window", "-1"},
@@ -219,7 +219,7 @@ TEST(EvalLogits, WrongUsageIsStatusTwo) {
   };
   for (const std::vector<std::string>& arguments : cases) expect_failure(eval(arguments), 2, "");
   EXPECT_NE(
-      eval({"logits", "-m", "x", "--tokens", "1", "-o", "y", "--state", "fp16"}).err.find("fp32"),
+      eval({"logits", "-m", "x", "--tokens", "1", "-o", "y", "--state", "fp64"}).err.find("fp32"),
       std::string::npos);
 }
 
