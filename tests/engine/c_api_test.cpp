@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/include/mamba_edge.h"
+#include "quant/half.h"
 #include "tests/engine/model_builder.h"
 #include "tests/golden/temporary_folder.h"
 
@@ -377,6 +378,54 @@ TEST_P(CApi, SavedStateHasOneSizeWhateverComputes) {
 }
 
 // Memory is the same after 3,000 tokens as after 10.
+// fp16 changes what is kept between tokens, by one rounding each time, and nothing else.
+TEST_P(CApi, StateInHalfPrecision) {
+  Options half = kDefaults;
+  half.state_type = MAMBA_EDGE_STATE_FP16;
+  const std::vector<int32_t> tokens = some_tokens(20);
+  const SessionPtr exact = make_session(model_), session = make_session(model_, half);
+  EXPECT_LT(required(model_, half), required(model_, kDefaults));
+
+  // From zeros, the first token's logits do not depend on how its state is kept afterwards. (The
+  // small Mamba-2 model starts from learned states, which are rounded.)
+  take(exact, {tokens[0]});
+  take(session, {tokens[0]});
+  EXPECT_EQ(same_bits(logits_of(session, model_), logits_of(exact, model_)),
+            config().mamba2.init_states == 0);
+  take(exact, {tokens.begin() + 1, tokens.end()});
+  take(session, {tokens.begin() + 1, tokens.end()});
+  const Floats want = logits_of(exact, model_), got = logits_of(session, model_);
+  EXPECT_FALSE(same_bits(got, want));
+
+  // A saved state fits either kind; one that came from fp16 goes back to it unchanged.
+  const Bytes saved = state_of(session, model_);
+  const SessionPtr wide = make_session(model_), copy = make_session(model_, half);
+  for (const SessionPtr* to : {&wide, &copy}) {
+    ASSERT_EQ(mamba_edge_state_load(to->get(), saved.data(), saved.size(), nullptr), MAMBA_EDGE_OK);
+    EXPECT_EQ(state_of(*to, model_), saved);
+  }
+  // So does a fork, in both directions; and a saved float state is rounded once.
+  ASSERT_EQ(mamba_edge_state_copy(wide.get(), session.get(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(wide, model_), saved);
+  ASSERT_EQ(mamba_edge_state_copy(copy.get(), exact.get(), nullptr), MAMBA_EDGE_OK);
+  const Bytes rounded = state_of(copy, model_), precise = state_of(exact, model_);
+  ASSERT_EQ(mamba_edge_state_load(session.get(), precise.data(), precise.size(), nullptr),
+            MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(session, model_), rounded);
+  EXPECT_NE(rounded, precise);
+
+  // Exported states are those numbers too, and are all binary16.
+  size_t n_conv = 0, n_ssm = 0;
+  ASSERT_EQ(mamba_edge_state_export(copy.get(), 0, nullptr, &n_conv, nullptr, &n_ssm, nullptr),
+            MAMBA_EDGE_OK);
+  Floats ssm(n_ssm), original(n_ssm);
+  mamba_edge_state_export(copy.get(), 0, nullptr, nullptr, ssm.data(), nullptr, nullptr);
+  mamba_edge_state_export(exact.get(), 0, nullptr, nullptr, original.data(), nullptr, nullptr);
+  for (size_t i = 0; i < n_ssm; ++i) {
+    ASSERT_EQ(ssm[i], half_to_float(float_to_half(original[i]))) << i;
+  }
+}
+
 TEST_P(CApi, MemoryDoesNotGrowWithTheText) {
   const auto mapped_pages = [] {
     unsigned long size = 0, resident = 0;
@@ -456,6 +505,19 @@ TEST(CApiArguments, Sessions) {
   EXPECT_EQ(required(model, explicit_ones), bytes);
   explicit_ones.chunk = 33;
   EXPECT_GT(required(model, explicit_ones), bytes);
+}
+
+TEST(CApiArguments, UnknownStateType) {
+  const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
+  Options options = kDefaults;
+  const int unknown = 7;
+  std::memcpy(&options.state_type, &unknown, sizeof unknown);
+  mamba_edge_session* session = nullptr;
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_session_create(model.get(), &options, nullptr, 0, &session, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(error.message).find("state_type is 7"), std::string::npos) << error.message;
+  EXPECT_EQ(session, nullptr);
 }
 
 TEST(CApiArguments, Nulls) {
