@@ -47,6 +47,7 @@ Status convert(const mamba_edge_session_options* from, SessionOptions* to) {
     if (from->n_threads != 0) to->n_threads = from->n_threads;
     if (from->chunk != 0) to->chunk = from->chunk < 0 ? 0 : static_cast<uint32_t>(from->chunk);
     to->state = static_cast<mamba_edge::StateType>(from->state_type);
+    to->batch = from->batch < 0 ? UINT32_MAX : static_cast<uint32_t>(from->batch);
     to->parallel_for = from->parallel_for;
     to->parallel_for_user = from->parallel_for_user;
   }
@@ -59,6 +60,34 @@ Status check_tokens(const Model& model, const int32_t* tokens, size_t n) {
       return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
                            "token %d at position %zu is outside the vocabulary of %u", tokens[i], i,
                            model.config.n_vocab);
+    }
+  }
+  return {};
+}
+
+Status check_batch(const Session& lead, mamba_edge_session* const* sessions, const int32_t* tokens,
+                   size_t n) {
+  constexpr auto kInvalid = MAMBA_EDGE_INVALID_ARGUMENT;
+  if (n == 0) return Status::error(kInvalid, "the batch is empty");
+  if (n > lead.max_batch()) {
+    return Status::error(kInvalid, "a batch of %zu sessions; the leading session was made for %u",
+                         n, lead.max_batch());
+  }
+  const Model& model = lead.model();
+  for (size_t i = 0; i < n; ++i) {
+    if (sessions[i] == nullptr) return Status::error(kInvalid, "session %zu is NULL", i);
+    if (&of(sessions[i])->model() != &model) {
+      return Status::error(kInvalid, "session %zu belongs to another model than the leading one",
+                           i);
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (sessions[j] == sessions[i]) {
+        return Status::error(kInvalid, "sessions %zu and %zu of the batch are the same", j, i);
+      }
+    }
+    if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= model.config.n_vocab) {
+      return Status::error(kInvalid, "token %d of session %zu is outside the vocabulary of %u",
+                           tokens[i], i, model.config.n_vocab);
     }
   }
   return {};
@@ -223,6 +252,19 @@ mamba_edge_status mamba_edge_prefill(mamba_edge_session* session, const int32_t*
 mamba_edge_status mamba_edge_step(mamba_edge_session* session, int32_t token,
                                   mamba_edge_error* error) {
   return mamba_edge_prefill(session, &token, 1, nullptr, error);
+}
+
+mamba_edge_status mamba_edge_step_batch(mamba_edge_session* lead,
+                                        mamba_edge_session* const* sessions, const int32_t* tokens,
+                                        size_t n, mamba_edge_error* error) {
+  if (lead == nullptr) return null_argument("lead", error);
+  if (sessions == nullptr) return null_argument("sessions", error);
+  if (tokens == nullptr) return null_argument("tokens", error);
+  const Status status = check_batch(*of(lead), sessions, tokens, n);
+  if (status.ok()) {
+    of(lead)->step_batch(reinterpret_cast<Session* const*>(sessions), tokens, n);
+  }
+  return report(status, error);
 }
 
 float* mamba_edge_logits(mamba_edge_session* session) { return of(session)->logits(); }

@@ -33,17 +33,19 @@ void run_mamba1(const Step& step, uint32_t layer) {
     }
     if (!is_x) return;
     ConvArgs conv;
-    conv.window = step.conv_state(layer) + first * l.d_conv;
     conv.weight = w.conv + first * l.d_conv;
     conv.bias = w.conv_bias == nullptr ? nullptr : w.conv_bias + first;
-    conv.in = b.proj + row;
     conv.in_stride = proj_stride;
-    conv.out = b.conv.x + first;
     conv.out_stride = b.conv.stride;
     conv.d_conv = l.d_conv;
     conv.blocks = (end - first) / kTileRows;
-    conv.tokens = tokens;
-    k.conv_silu(conv);
+    step.for_each_text([&](const Session& text, size_t t, size_t n) {
+      conv.window = Step::conv_state(text, layer) + first * l.d_conv;
+      conv.in = b.proj + t * proj_stride + row;
+      conv.out = b.conv.x + t * b.conv.stride + first;
+      conv.tokens = n;
+      k.conv_silu(conv);
+    });
     step.quantise(w.x_proj, b.conv, first, end);
   });
 
@@ -76,16 +78,9 @@ void run_mamba1(const Step& step, uint32_t layer) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, l.inner);
     Mamba1ScanArgs scan;
-    step.set_state(layer, first, &scan);
     scan.a = w.a + first * l.d_state;
     scan.d = w.d + first;
     scan.dt_bias = w.dt_bias + first;
-    scan.dt = b.dt + first;
-    scan.b = b.dbc + in_b;
-    scan.c = b.dbc + in_c;
-    scan.x = b.conv.x + first;
-    scan.z = b.proj + l.in_z + first;
-    scan.y = b.y.x + first;
     scan.dt_stride = l.inner;
     scan.bc_stride = dbc_stride;
     scan.x_stride = b.conv.stride;
@@ -93,9 +88,19 @@ void run_mamba1(const Step& step, uint32_t layer) {
     scan.y_stride = b.y.stride;
     scan.d_state = l.d_state;
     scan.blocks = (end - first) / kTileRows;
-    scan.tokens = tokens;
-    scan.ahead = step.next_weights(w.out_proj, Step::kOutRows, i, y_pieces, scan_fetches);
-    k.mamba1_scan(scan);
+    if (tokens == 1)
+      scan.ahead = step.next_weights(w.out_proj, Step::kOutRows, i, y_pieces, scan_fetches);
+    step.for_each_text([&](const Session& text, size_t t, size_t n) {
+      step.set_state(text, layer, first, &scan);
+      scan.dt = b.dt + t * l.inner + first;
+      scan.b = b.dbc + t * dbc_stride + in_b;
+      scan.c = b.dbc + t * dbc_stride + in_c;
+      scan.x = b.conv.x + t * b.conv.stride + first;
+      scan.z = b.proj + t * proj_stride + l.in_z + first;
+      scan.y = b.y.x + t * b.y.stride + first;
+      scan.tokens = n;
+      k.mamba1_scan(scan);
+    });
     step.quantise(w.out_proj, b.y, first, end);
   });
 

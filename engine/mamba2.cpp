@@ -47,17 +47,18 @@ void run_mamba2(const Step& step, uint32_t layer) {
     }
     if (s->conv) {
       ConvArgs conv;
-      conv.window = step.conv_state(layer) + first * l.d_conv;
       conv.weight = w.conv + first * l.d_conv;
       conv.bias = w.conv_bias == nullptr ? nullptr : w.conv_bias + first;
-      conv.in = b.proj + row;
       conv.in_stride = stride;
-      conv.out = b.proj + row;
       conv.out_stride = stride;
       conv.d_conv = l.d_conv;
       conv.blocks = n / kTileRows;
-      conv.tokens = tokens;
-      k.conv_silu(conv);
+      step.for_each_text([&](const Session& text, size_t t, size_t count) {
+        conv.window = Step::conv_state(text, layer) + first * l.d_conv;
+        conv.in = conv.out = b.proj + t * stride + row;
+        conv.tokens = count;
+        k.conv_silu(conv);
+      });
     } else if (s->row == l.in_dt) {
       for (size_t t = 0; t < tokens; ++t) {
         k.dt_decay(b.proj + t * stride + row, w.dt_bias + first, w.a + first, config.dt_low,
@@ -92,22 +93,24 @@ void run_mamba2(const Step& step, uint32_t layer) {
         }
       }
       Mamba2ScanArgs scan;
-      step.set_state(layer, c, &scan);
       scan.d = w.d + c;
-      scan.dt = b.dt + c;
-      scan.decay = b.decay + c;
-      scan.b = b.proj + l.in_b + group * l.d_state;
-      scan.c = b.proj + l.in_c + group * l.d_state;
-      scan.x = b.proj + l.in_x + c;
-      scan.y = b.y.x + c;
       scan.dt_stride = l.inner;
       scan.bc_stride = stride;
       scan.x_stride = stride;
       scan.y_stride = b.y.stride;
       scan.d_state = l.d_state;
       scan.blocks = n / kTileRows;
-      scan.tokens = tokens;
-      k.mamba2_scan(scan);
+      step.for_each_text([&](const Session& text, size_t t, size_t count) {
+        step.set_state(text, layer, c, &scan);
+        scan.dt = b.dt + t * l.inner + c;
+        scan.decay = b.decay + t * l.inner + c;
+        scan.b = b.proj + t * stride + l.in_b + group * l.d_state;
+        scan.c = b.proj + t * stride + l.in_c + group * l.d_state;
+        scan.x = b.proj + t * stride + l.in_x + c;
+        scan.y = b.y.x + t * b.y.stride + c;
+        scan.tokens = count;
+        k.mamba2_scan(scan);
+      });
       for (size_t t = 0; t < tokens; ++t) {
         float* y = b.y.x + t * b.y.stride + c;
         float* sums = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;

@@ -85,6 +85,10 @@ Status Session::check_options(const SessionOptions& options) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "chunk is %u; expected 1 to %u",
                          options.chunk, kMaxChunk);
   }
+  if (options.batch > kMaxChunk) {
+    return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "batch is %u; expected 0 to %u",
+                         options.batch, kMaxChunk);
+  }
   if (options.state != StateType::f32 && options.state != StateType::f16) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
                          "state_type is %u; known are 0 (fp32) and 1 (fp16)",
@@ -96,7 +100,7 @@ Status Session::check_options(const SessionOptions& options) {
 // Lays the session out; with a counting arena it returns NULL and only counts.
 Session* Session::place(const Model& model, const SessionOptions& options, Arena& arena) {
   const Layout& l = model.layout;
-  const size_t chunk = options.chunk;
+  const size_t chunk = std::max(options.chunk, options.batch);
   auto* memory = arena.take<uint8_t>(sizeof(Session));
   const bool own_threads = options.n_threads > 1 && options.parallel_for == nullptr;
   auto* pool =
@@ -120,9 +124,10 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
     take_activations(arena, chunk, l.dt_rank, model.to_dt_proj, &b.dt_low);
     b.dbc = arena.take<float>(chunk * l.x_proj_rows);
   }
-  b.logit_rows = std::min<uint32_t>(options.chunk, kLogitRows);
+  b.logit_rows = static_cast<uint32_t>(std::min<size_t>(chunk, kLogitRows));
   b.logit_stride = round_up<size_t>(model.config.n_vocab, kTileRows);
   b.logits = arena.take<float>(b.logit_rows * b.logit_stride);
+  if (options.batch > 0) b.batch_logits = arena.take<float>(b.logit_rows * b.logit_stride);
   if (memory == nullptr) return nullptr;
   auto* session = new (memory) Session;
   session->model_ = &model;

@@ -18,8 +18,9 @@ enum class StateType : uint32_t { f32 = 0, f16 = 1 };  // as in mamba_edge_state
 
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 32;               // most tokens that pass through the weights together
-  StateType state = StateType::f32;  // how the SSM's state is kept between tokens
+  uint32_t chunk = 32;  // most tokens that pass through the weights together
+  uint32_t batch = 0;   // most texts that step_batch() takes with this session in the lead
+  StateType state = StateType::f32;                // how the SSM's state is kept between tokens
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
   void* parallel_for_user = nullptr;
 };
@@ -31,7 +32,7 @@ struct Activations {
   QuantisedRows q;  // [chunk][...]; unused for float matrices
 };
 
-// Buffers of one chunk. Rows are tokens; strides are in elements and multiples of 16.
+// Buffers of one chunk (or of one batch, if that is larger). Rows are tokens; strides are in elements and multiples of 16.
 struct Buffers {
   float* residual = nullptr;  // [chunk][model_stride]
   float* product = nullptr;   // [chunk][model_stride], out_proj's output
@@ -49,7 +50,8 @@ struct Buffers {
   Activations final;            // input of the head, [d_model]
   float* logits = nullptr;      // [logit_rows][logit_stride]
   size_t logit_stride = 0;
-  uint32_t logit_rows = 0;  // rows computed together when all are asked for
+  float* batch_logits = nullptr;  // [logit_rows][logit_stride]; only where there is a batch
+  uint32_t logit_rows = 0;        // rows computed together when all are asked for
 };
 
 class Session {
@@ -71,6 +73,10 @@ class Session {
 
   // Takes n tokens (all valid). all_logits: NULL or [n][n_vocab].
   void take_tokens(const int32_t* tokens, size_t n, float* all_logits);
+  // Takes one token for each of n different texts of this model, n <= options.batch, reading every
+  // weight once. Each ends as if it had been alone; this session need not be among them.
+  void step_batch(Session* const* texts, const int32_t* tokens, size_t n);
+  uint32_t max_batch() const { return options_.batch; }
   float* logits() { return position_ == 0 ? nullptr : buffers_.logits; }
 
   // Bytes of state that a step reads, and writes as many.

@@ -13,8 +13,11 @@ constexpr size_t kHeadRowsPerPiece = 256;
 
 }  // namespace
 
-Step::Step(Session& s, size_t n)
+Step::Step(Session& s, size_t n) : Step(s, nullptr, n) {}
+
+Step::Step(Session& s, Session* const* each, size_t n)
     : session(s),
+      texts(each),
       model(*s.model_),
       kernels(*s.model_->kernels),
       layout(s.model_->layout),
@@ -87,16 +90,16 @@ size_t Step::piece_channels(const Matrix& reader) {
   return group * ((kRowsPerPiece + group - 1) / group);
 }
 
-void Step::norm_rows(const float* weight, const float* bias, const Matrix& reader,
-                     const Activations& out, size_t first_token) const {
+void Step::norm_rows(const float* weight, const float* bias, const Matrix& reader, const float* in,
+                     const Activations& out) const {
   const size_t d_model = model.config.d_model;
-  for (size_t t = first_token; t < tokens; ++t) {
-    const float* in = b.residual + t * b.model_stride;
-    float* row = out.x + t * out.stride;
+  for (size_t t = 0; t < tokens; ++t) {
+    const float* from = in + t * b.model_stride;
+    float* to = out.x + t * out.stride;
     if (model.config.norm == NormKind::layer) {
-      kernels.layer_norm(in, weight, bias, d_model, model.config.norm_eps, row);
+      kernels.layer_norm(from, weight, bias, d_model, model.config.norm_eps, to);
     } else {
-      kernels.rms_norm(in, weight, d_model, model.config.norm_eps, row);
+      kernels.rms_norm(from, weight, d_model, model.config.norm_eps, to);
     }
   }
   quantise(reader, out, 0, round_up<size_t>(d_model, kTileRows));
@@ -122,62 +125,83 @@ void Step::project_out(uint32_t layer) const {
   });
 }
 
+void Step::run_layers(const int32_t* ids) const {
+  const ModelConfig& config = model.config;
+  const Weights& w = model.weights;
+  for (size_t t = 0; t < tokens; ++t) {
+    decode_row(w.embedding.shape, w.embedding.scale, w.embedding.data,
+               static_cast<uint32_t>(ids[t]), config.d_model, b.residual + t * b.model_stride);
+  }
+  for (uint32_t layer = 0; layer < config.n_layer; ++layer) {
+    norm_rows(w.layers[layer].norm, w.layers[layer].norm_bias, w.layers[layer].in_proj, b.residual,
+              b.normed);
+    if (config.is_mamba2()) {
+      run_mamba2(*this, layer);
+    } else {
+      run_mamba1(*this, layer);
+    }
+  }
+}
+
+void Step::project_head(size_t first, size_t n, float* logits, size_t stride) const {
+  const Matrix& w = model.weights.head;
+  Step head(session, n);
+  Activations in = b.final;
+  in.x += first * in.stride;
+  if (is_quantised(w.shape.type)) {
+    in.q.q += first * in.q.stride;
+    in.q.scale += first * in.q.group_stride;
+    in.q.sum += first * in.q.group_stride;
+  }
+  const float* residual = b.residual + first * b.model_stride;
+  head.norm_rows(model.weights.final_norm, model.weights.final_norm_bias, w, residual, in);
+  const size_t blocks = w.shape.row_blocks();
+  const size_t per_piece = kHeadRowsPerPiece / kTileRows;
+  const Ahead next = ahead(model.weights.layers[0].in_proj, kRowsPerPiece);
+  head.parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
+    const size_t begin = piece * per_piece;
+    head.matmul(w, in, begin, std::min(begin + per_piece, blocks), logits, stride);
+  });
+}
+
 void Session::take_tokens(const int32_t* ids, size_t n, float* all_logits) {
-  const ModelConfig& config = model_->config;
-  const Weights& w = model_->weights;
+  const size_t row_bytes = size_t{model_->config.n_vocab} * sizeof(float);
   for (size_t done = 0; done < n;) {
     const size_t tokens = std::min<size_t>(options_.chunk, n - done);
     const Step step(*this, tokens);
-    for (size_t t = 0; t < tokens; ++t) {
-      decode_row(w.embedding.shape, w.embedding.scale, w.embedding.data,
-                 static_cast<uint32_t>(ids[done + t]), config.d_model,
-                 buffers_.residual + t * buffers_.model_stride);
-    }
-    for (uint32_t layer = 0; layer < config.n_layer; ++layer) {
-      step.norm_rows(w.layers[layer].norm, w.layers[layer].norm_bias, w.layers[layer].in_proj,
-                     buffers_.normed, 0);
-      if (config.is_mamba2()) {
-        run_mamba2(step, layer);
-      } else {
-        run_mamba1(step, layer);
-      }
-    }
+    step.run_layers(ids + done);
     done += tokens;
     position_ += tokens;
-    if (all_logits == nullptr && done < n) continue;
-
-    // The head, for the last token, or for all of them, a few rows at a time.
-    const size_t first = all_logits == nullptr ? tokens - 1 : 0;
-    step.norm_rows(w.final_norm, w.final_norm_bias, w.head, buffers_.final, first);
-    for (size_t t = first; t < tokens; t += buffers_.logit_rows) {
+    if (all_logits == nullptr) {
+      if (done == n) step.project_head(tokens - 1, 1, buffers_.logits, buffers_.logit_stride);
+      continue;
+    }
+    for (size_t t = 0; t < tokens; t += buffers_.logit_rows) {
       const size_t rows = std::min<size_t>(buffers_.logit_rows, tokens - t);
-      Step head(*this, rows);
-      const Activations& all = buffers_.final;
-      Activations in = all;
-      in.x += t * all.stride;
-      if (is_quantised(w.head.shape.type)) {
-        in.q.q += t * all.q.stride;
-        in.q.scale += t * all.q.group_stride;
-        in.q.sum += t * all.q.group_stride;
-      }
-      const size_t blocks = w.head.shape.row_blocks();
-      const size_t per_piece = kHeadRowsPerPiece / kTileRows;
-      const Step::Ahead next = Step::ahead(w.layers[0].in_proj, kRowsPerPiece);
-      head.parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
-        const size_t begin = piece * per_piece;
-        head.matmul(w.head, in, begin, std::min(begin + per_piece, blocks), buffers_.logits,
-                    buffers_.logit_stride);
-      });
-      if (all_logits != nullptr) {
-        for (size_t r = 0; r < rows; ++r) {
-          std::memcpy(all_logits + (done - tokens + t + r) * config.n_vocab,
-                      buffers_.logits + r * buffers_.logit_stride, size_t{config.n_vocab} * 4);
-        }
+      step.project_head(t, rows, buffers_.logits, buffers_.logit_stride);
+      for (size_t r = 0; r < rows; ++r) {
+        std::memcpy(all_logits + (done - tokens + t + r) * model_->config.n_vocab,
+                    buffers_.logits + r * buffers_.logit_stride, row_bytes);
       }
       if (t + rows == tokens && rows > 1) {  // mamba_edge_logits shows the last row
         std::memmove(buffers_.logits, buffers_.logits + (rows - 1) * buffers_.logit_stride,
-                     size_t{config.n_vocab} * 4);
+                     row_bytes);
       }
+    }
+  }
+}
+
+void Session::step_batch(Session* const* texts, const int32_t* ids, size_t n) {
+  const Step step(*this, texts, n);
+  step.run_layers(ids);
+  const size_t row_bytes = size_t{model_->config.n_vocab} * sizeof(float);
+  for (size_t t = 0; t < n; t += buffers_.logit_rows) {
+    const size_t rows = std::min<size_t>(buffers_.logit_rows, n - t);
+    step.project_head(t, rows, buffers_.batch_logits, buffers_.logit_stride);
+    for (size_t r = 0; r < rows; ++r) {
+      std::memcpy(texts[t + r]->buffers_.logits, buffers_.batch_logits + r * buffers_.logit_stride,
+                  row_bytes);
+      ++texts[t + r]->position_;
     }
   }
 }

@@ -14,29 +14,40 @@
 namespace mamba_edge {
 
 struct Step {
+  // `tokens` consecutive tokens of one text.
   Step(Session& session, size_t tokens);
+  // One token for each of n texts, computed in the buffers and by the threads of `lead`.
+  Step(Session& lead, Session* const* texts, size_t n);
 
-  Session& session;
+  Session& session;       // whose buffers and threads these are
+  Session* const* texts;  // [tokens], or NULL: all tokens are of `session`
   const Model& model;
   const KernelTable& kernels;
   const Layout& layout;
   Buffers& b;
   size_t tokens;
 
-  float* conv_state(uint32_t layer) const { return session.conv_state(layer); }
-  // Points a scan's arguments to the state of the channels from `first` on.
-  template <typename ScanArgs>
-  void set_state(uint32_t layer, size_t first, ScanArgs* args) const {
-    void* state = session.ssm_state(layer);
-    const size_t at = first * layout.d_state;
-    if (session.options_.state == StateType::f16) {
-      args->half_state = static_cast<uint16_t*>(state) + at;
+  // Calls f(text, first, n) for every text with its rows of activations: [first, first + n).
+  template <typename F>
+  void for_each_text(F&& f) const {
+    if (texts == nullptr) {
+      f(session, 0, tokens);
     } else {
-      args->state = static_cast<float*>(state) + at;
+      for (size_t i = 0; i < tokens; ++i) f(*texts[i], i, 1);
     }
   }
 
-  // That state, as a phase that takes `channels` at a time reads it.
+  static float* conv_state(const Session& text, uint32_t layer) { return text.conv_state(layer); }
+  // Points a scan's arguments to a text's state of the channels from `first` on.
+  template <typename ScanArgs>
+  void set_state(const Session& text, uint32_t layer, size_t first, ScanArgs* args) const {
+    void* state = text.ssm_state(layer);
+    const size_t at = first * layout.d_state;
+    const bool half = text.options_.state == StateType::f16;
+    args->half_state = half ? static_cast<uint16_t*>(state) + at : nullptr;
+    args->state = half ? nullptr : static_cast<float*>(state) + at;
+  }
+  // A state, as a phase that takes `channels` at a time reads it.
   ThreadPool::Ahead state_ahead(uint32_t layer, size_t channels) const {
     const size_t bytes = session.options_.state == StateType::f16 ? 2 : 4;
     return {static_cast<const uint8_t*>(session.ssm_state(layer)),
@@ -76,9 +87,16 @@ struct Step {
   // Channels that one piece covers, so that pieces end at the groups of the matrix that reads them.
   static size_t piece_channels(const Matrix& reader);
 
-  // One norm row per token: residual -> out (floats and, for `reader`, quantised).
-  void norm_rows(const float* weight, const float* bias, const Matrix& reader,
-                 const Activations& out, size_t first_token) const;
+  // All layers: token ids in, residual stream out.
+  void run_layers(const int32_t* ids) const;
+
+  // The head for the rows [first, first + n) of the residual stream.
+  void project_head(size_t first, size_t n, float* logits, size_t stride) const;
+
+  // One norm row per token, in [tokens][b.model_stride] -> out (floats and, for `reader`,
+  // quantised).
+  void norm_rows(const float* weight, const float* bias, const Matrix& reader, const float* in,
+                 const Activations& out) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
   static constexpr size_t kOutRows = 32;  // of a piece

@@ -118,6 +118,7 @@ typedef struct mamba_edge_session_options {
   mamba_edge_parallel_for parallel_for; /* the caller's pool; NULL: the session starts its own */
   void* parallel_for_user;
   mamba_edge_state_type state_type;
+  int batch; /* texts that mamba_edge_step_batch may take with this session in the lead; 0: none */
 } mamba_edge_session_options;
 
 /* Bytes of arena that a session needs; depends on the model's config and the options only. */
@@ -150,6 +151,17 @@ MAMBA_EDGE_API mamba_edge_status mamba_edge_prefill(mamba_edge_session* session,
 /* Takes one token. */
 MAMBA_EDGE_API mamba_edge_status mamba_edge_step(mamba_edge_session* session, int32_t token,
                                                  mamba_edge_error* error);
+
+/* Takes one token for each of n different sessions of one model, and reads every weight once for all
+ * of them. `lead` lends its buffers and threads: n is at most the `batch` of its options; it may be
+ * one of the n itself. Sessions may join and leave from one call to the next, and each gets the same
+ * bits as if it had stepped alone. What is refused is refused before anything is changed, and the
+ * message names the session by its place: an empty or too large batch, a session of another model,
+ * one that is named twice, a token outside the vocabulary. */
+MAMBA_EDGE_API mamba_edge_status mamba_edge_step_batch(mamba_edge_session* lead,
+                                                       mamba_edge_session* const* sessions,
+                                                       const int32_t* tokens, size_t n,
+                                                       mamba_edge_error* error);
 
 /* float [n_vocab]: logits after the last token; lives in the arena and is overwritten by the next
  * call. NULL before the first token. */

@@ -426,6 +426,63 @@ TEST_P(CApi, StateInHalfPrecision) {
   }
 }
 
+// Texts of different ages, with states of both kinds, join and leave; each gets the bits that it
+// gets alone.
+TEST_P(CApi, BatchesGiveEachTextWhatItGetsAlone) {
+  for (const int threads : {1, 2}) {
+    for (const size_t n : {1, 3, 8, 17}) {
+      Options lead_options = kDefaults;
+      lead_options.n_threads = threads;
+      lead_options.batch = 17;
+      Options half = kDefaults;
+      half.state_type = MAMBA_EDGE_STATE_FP16;
+      const SessionPtr lead = make_session(model_, lead_options);
+      std::vector<SessionPtr> together, alone;
+      for (size_t i = 0; i < n; ++i) {
+        for (auto* list : {&together, &alone}) {
+          list->push_back(make_session(model_, i % 3 == 1 ? half : kDefaults));
+          if (i > 0) take(list->back(), some_tokens(i, 7));
+        }
+      }
+      for (uint32_t round = 0; round < 4; ++round) {
+        std::vector<mamba_edge_session*> batch;
+        std::vector<int32_t> tokens;
+        for (size_t i = 0; i < n; ++i) {
+          if (n > 1 && (i + round) % 4 == 0) continue;  // sits this one out
+          batch.push_back(together[i].get());
+          tokens.push_back(static_cast<int32_t>((i * 11 + round * 5) % 37));
+          take(alone[i], {tokens.back()});
+        }
+        mamba_edge_error error;
+        ASSERT_EQ(
+            mamba_edge_step_batch(lead.get(), batch.data(), tokens.data(), batch.size(), &error),
+            MAMBA_EDGE_OK)
+            << error.message;
+      }
+      for (size_t i = 0; i < n; ++i) {
+        EXPECT_EQ(state_of(together[i], model_), state_of(alone[i], model_)) << i << " of " << n;
+      }
+      EXPECT_EQ(mamba_edge_session_position(lead.get()), 0u);
+    }
+  }
+}
+
+TEST_P(CApi, TheLeadMayBeInItsBatch) {
+  Options options = kDefaults;
+  options.batch = 2;
+  options.chunk = 1;
+  const SessionPtr lead = make_session(model_, options), other = make_session(model_);
+  const SessionPtr alone = make_session(model_);
+  mamba_edge_session* batch[] = {other.get(), lead.get()};
+  for (const int32_t token : some_tokens(5)) {
+    const int32_t tokens[] = {token, token};
+    ASSERT_EQ(mamba_edge_step_batch(lead.get(), batch, tokens, 2, nullptr), MAMBA_EDGE_OK);
+    take(alone, {token});
+    EXPECT_EQ(state_of(lead, model_), state_of(alone, model_));
+    EXPECT_EQ(state_of(other, model_), state_of(alone, model_));
+  }
+}
+
 TEST_P(CApi, MemoryDoesNotGrowWithTheText) {
   const auto mapped_pages = [] {
     unsigned long size = 0, resident = 0;
@@ -518,6 +575,49 @@ TEST(CApiArguments, UnknownStateType) {
             MAMBA_EDGE_INVALID_ARGUMENT);
   EXPECT_NE(std::string(error.message).find("state_type is 7"), std::string::npos) << error.message;
   EXPECT_EQ(session, nullptr);
+}
+
+TEST(CApiArguments, BatchesThatAreRefusedChangeNothing) {
+  const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
+  const ModelPtr stranger = open_model(small_mamba2(), WeightType::int8, 9);
+  Options options = kDefaults;
+  options.batch = 2;
+  const SessionPtr lead = make_session(model, options), other = make_session(model);
+  const SessionPtr third = make_session(model), foreign = make_session(stranger);
+  const SessionPtr unplanned = make_session(model);
+  take(lead, {1});
+  take(other, {2});
+  const Bytes before = state_of(lead, model), before_other = state_of(other, model);
+  mamba_edge_error error;
+  const auto expect = [&](mamba_edge_session* leader, std::vector<mamba_edge_session*> batch,
+                          std::vector<int32_t> tokens, const char* message) {
+    EXPECT_EQ(mamba_edge_step_batch(leader, batch.data(), tokens.data(), batch.size(), &error),
+              MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find(message), std::string::npos) << error.message;
+    EXPECT_EQ(state_of(lead, model), before);
+    EXPECT_EQ(state_of(other, model), before_other);
+  };
+  expect(lead.get(), {lead.get(), other.get(), third.get()}, {1, 1, 1}, "batch of 3");
+  expect(unplanned.get(), {other.get()}, {1}, "made for 0");
+  expect(lead.get(), {lead.get(), foreign.get()}, {1, 1}, "session 1 belongs to another model");
+  expect(lead.get(), {lead.get(), lead.get()}, {1, 1}, "sessions 0 and 1");
+  expect(lead.get(), {lead.get(), nullptr}, {1, 1}, "session 1 is NULL");
+  expect(lead.get(), {lead.get(), other.get()}, {1, 37}, "token 37 of session 1");
+  expect(lead.get(), {lead.get(), other.get()}, {-1, 1}, "token -1 of session 0");
+  mamba_edge_session* one[] = {other.get()};
+  const int32_t token = 1;
+  EXPECT_EQ(mamba_edge_step_batch(lead.get(), one, &token, 0, &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.message, "the batch is empty");
+  EXPECT_EQ(mamba_edge_step_batch(nullptr, one, &token, 1, &error), MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_step_batch(lead.get(), nullptr, &token, 1, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_EQ(mamba_edge_step_batch(lead.get(), one, nullptr, 1, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  Options nonsense = kDefaults;
+  nonsense.batch = -1;
+  size_t bytes = 0;
+  EXPECT_EQ(mamba_edge_session_required_bytes(model.get(), &nonsense, &bytes, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
 }
 
 TEST(CApiArguments, Nulls) {
