@@ -796,6 +796,7 @@ Session::Session(const Model& model, const EngineOptions& options) {
   session_options.n_threads =
       options.threads > 0 ? static_cast<int>(options.threads) : default_threads();
   session_options.chunk = static_cast<int>(options.chunk);
+  session_options.batch = static_cast<int>(options.batch);
   session_options.state_type = parse_state_type(options.state);
   n_threads_ = session_options.n_threads;
   chunk_ = options.chunk > 0 ? static_cast<size_t>(options.chunk) : 32;
@@ -815,6 +816,19 @@ void Session::prefill(const int32_t* tokens, size_t n, float* all_logits) {
 void Session::step(int32_t token) {
   mamba_edge_error error = {};
   check(mamba_edge_step(get(), token, &error), error);
+}
+
+void Session::step_batch(const std::vector<Session*>& sessions,
+                         const std::vector<int32_t>& tokens) {
+  std::vector<mamba_edge_session*> handles;
+  for (const Session* session : sessions) handles.push_back(session->get());
+  mamba_edge_error error = {};
+  check(mamba_edge_step_batch(get(), handles.data(), tokens.data(), handles.size(), &error), error);
+}
+
+void Session::copy_state(const Session& from) {
+  mamba_edge_error error = {};
+  check(mamba_edge_state_copy(get(), from.get(), &error), error);
 }
 
 TextDecoder::TextDecoder(const Model& model, unsigned flags)

@@ -166,6 +166,7 @@ struct EngineOptions {
   std::string isa;  // empty: MAMBA_EDGE_ISA from the environment, else the best that the CPU runs
   int64_t threads = 0;  // 0: default_threads()
   int64_t chunk = 0;    // 0: the engine's default
+  int64_t batch = 0;    // texts that a session can step together
   std::string state = "fp32";
 };
 // One of the types that mamba-quantize packs weights in; `flag` is for the UsageError.
@@ -212,6 +213,9 @@ class Session {
   // `all_logits`: NULL or float [n, n_vocab].
   void prefill(const int32_t* tokens, size_t n, float* all_logits);
   void step(int32_t token);
+  // One token for each of several sessions of the model, by this one's threads; at most `batch`.
+  void step_batch(const std::vector<Session*>& sessions, const std::vector<int32_t>& tokens);
+  void copy_state(const Session& from);
   float* logits() { return mamba_edge_logits(session_.get()); }  // float [n_vocab]
 
  private:

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
@@ -23,7 +24,7 @@ struct Options {
   int64_t n_predict = 128;
   uint64_t seed = 0;
   double temperature = 0.8, top_p = 0.95, min_p = 0.05, repeat_penalty = 1.0;
-  int64_t top_k = 40, repeat_last_n = 64;
+  int64_t top_k = 40, repeat_last_n = 64, parallel = 1;
   std::vector<std::string> stop;
   bool bos = false, display_prompt = true, ignore_eos = false, special = false, json = false,
        stats = false;
@@ -57,7 +58,6 @@ struct Reply {
   double prompt_rate() const {
     return rate(static_cast<double>(prompt_tokens.size()), prompt_seconds);
   }
-  double decode_rate() const { return rate(static_cast<double>(steps), decode_seconds); }
   static double rate(double n, double seconds) { return seconds > 0 ? n / seconds : 0; }
 };
 
@@ -118,13 +118,15 @@ class Output {
 // A text in progress: the session and everything that must keep pace with it.
 class Writer {
  public:
-  Writer(const Model& model, const Options& options, bool ids, Output& output)
+  // The `number`th of several continuations: its seed is that much larger.
+  Writer(const Model& model, const Options& options, const EngineOptions& engine, bool ids,
+         Output& output, uint64_t number = 0)
       : model_(model),
         options_(options),
         ids_(ids),
         output_(output),
-        session_(model, options.engine),
-        sampler_(model, options, options.seed),
+        session_(model, engine),
+        sampler_(model, options, options.seed + number),
         filter_(options.stop) {
     make_decoder();
   }
@@ -145,47 +147,74 @@ class Writer {
   // Takes `prompt` (possibly empty, but not for a fresh session) and continues it.
   Reply run(std::vector<int32_t> prompt, bool display_prompt) {
     Reply reply;
-    filter_.reset();
-    reply.prompt_tokens = std::move(prompt);
-    if (!take_prompt(reply, display_prompt)) {
-      reply.reason = StopReason::interrupted;
-      return reply;
-    }
+    if (!begin(std::move(prompt), display_prompt, reply)) return reply;
     const double started = now_seconds();
-    while (true) {
-      if (interrupt_signal() != 0) {
-        reply.reason = StopReason::interrupted;
-        break;
-      }
-      if (options_.n_predict >= 0 &&
-          reply.tokens.size() >= static_cast<uint64_t>(options_.n_predict))
-        break;
+    while (wants_more(reply)) {
       if (pending_) {
         session_.step(*pending_);
-        pending_.reset();
-        ++reply.steps;
+        stepped(reply);
       }
-      const int32_t token = sampler_.sample(session_.logits());
-      pending_ = token;
-      if (token == model_.info().eos_token && !options_.ignore_eos) {
-        reply.reason = StopReason::end_of_text;
-        break;
-      }
-      reply.tokens.push_back(token);
-      if (ids_) output_.id(token);
-      if (decoder_) show(reply, filter_.add(decoder_->add(token)));
-      if (filter_.stopped()) {
-        reply.reason = StopReason::stop_string;
-        reply.stop_string = filter_.found();
-        break;
-      }
+      if (!draw(reply)) break;
     }
     reply.decode_seconds = now_seconds() - started;
-    if (decoder_ && !filter_.stopped()) {
-      if (!keep_open_) show(reply, filter_.add(decoder_->finish()));
-      if (!filter_.stopped()) show(reply, filter_.finish());
-    }
+    end(reply);
     return reply;
+  }
+
+  // The parts of run(), for texts that are continued together.
+
+  // Takes the prompt; false: interrupted.
+  bool begin(std::vector<int32_t> prompt, bool display_prompt, Reply& reply) {
+    filter_.reset();
+    reply.prompt_tokens = std::move(prompt);
+    if (take_prompt(reply, display_prompt)) return true;
+    reply.reason = StopReason::interrupted;
+    return false;
+  }
+
+  // Goes on from where another one has taken its prompt.
+  void fork(const Writer& from, const Reply& with_prompt, Reply& reply) {
+    reply = with_prompt;
+    session_.copy_state(from.session_);
+    for (const int32_t token : reply.prompt_tokens) sampler_.accept(token);
+    decoder_ = from.decoder_;
+  }
+
+  // False, with the reason in `reply`: interrupted, or long enough.
+  bool wants_more(Reply& reply) const {
+    reply.reason = interrupt_signal() != 0 ? StopReason::interrupted : StopReason::length;
+    return reply.reason == StopReason::length &&
+           (options_.n_predict < 0 ||
+            reply.tokens.size() < static_cast<uint64_t>(options_.n_predict));
+  }
+
+  const std::optional<int32_t>& pending() const { return pending_; }
+  void stepped(Reply& reply) {  // the model has taken pending()
+    pending_.reset();
+    ++reply.steps;
+  }
+
+  // The next token; false, with the reason in `reply`: the text ends with it.
+  bool draw(Reply& reply) {
+    const int32_t token = sampler_.sample(session_.logits());
+    pending_ = token;
+    if (token == model_.info().eos_token && !options_.ignore_eos) {
+      reply.reason = StopReason::end_of_text;
+      return false;
+    }
+    reply.tokens.push_back(token);
+    if (ids_) output_.id(token);
+    if (decoder_) show(reply, filter_.add(decoder_->add(token)));
+    if (!filter_.stopped()) return true;
+    reply.reason = StopReason::stop_string;
+    reply.stop_string = filter_.found();
+    return false;
+  }
+
+  void end(Reply& reply) {
+    if (!decoder_ || filter_.stopped()) return;
+    if (!keep_open_) show(reply, filter_.add(decoder_->finish()));
+    if (!filter_.stopped()) show(reply, filter_.finish());
   }
 
   // The text goes on after this reply, so a character that is not complete yet may become so.
@@ -249,52 +278,79 @@ class Writer {
   uint64_t resets_ = 0;
 };
 
-void print_stats(const Model& model, Writer& writer, const Options& options, const Reply& reply,
-                 double load_seconds) {
+// Times, speeds and memory, of one reply or of several that were made together: the first has the
+// times.
+void print_stats(const Model& model, Session& session, const Options& options,
+                 const std::vector<Reply>& replies, size_t session_bytes, double load_seconds) {
   const mamba_edge_model_info& info = model.info();
+  const Reply& first = replies.front();
+  size_t tokens = 0, steps = 0;
+  for (const Reply& reply : replies) {
+    tokens += reply.tokens.size();
+    steps += reply.steps;
+  }
+  const std::string ended = replies.size() == 1
+                                ? std::string("ended by ") + name(first.reason)
+                                : "in " + std::to_string(replies.size()) + " continuations";
   char text[640];
-  std::snprintf(
-      text, sizeof text,
-      "model    %s, %s parameters, kernels %s, %d thread%s, loaded in %.3f s\n"
-      "prompt   %zu tokens in %.3f s, %.1f tokens/s\n"
-      "decode   %zu tokens in %.3f s, %.1f tokens/s, ended by %s\n"
-      "memory   weights %s (%s of them mapped), session %s, state %s, peak resident %s\n"
-      "seed     %llu\n",
-      info.architecture, format_count(static_cast<uint64_t>(info.n_parameters)).c_str(), info.isa,
-      writer.session().n_threads(), writer.session().n_threads() == 1 ? "" : "s", load_seconds,
-      reply.prompt_tokens.size(), reply.prompt_seconds, reply.prompt_rate(), reply.tokens.size(),
-      reply.decode_seconds, reply.decode_rate(), name(reply.reason),
-      format_bytes(info.weight_bytes).c_str(), format_bytes(info.mapped_bytes).c_str(),
-      format_bytes(writer.session().bytes()).c_str(),
-      format_bytes(mamba_edge_state_bytes(model.get())).c_str(),
-      format_bytes(peak_resident_bytes()).c_str(), static_cast<unsigned long long>(options.seed));
+  std::snprintf(text, sizeof text,
+                "model    %s, %s parameters, kernels %s, %d thread%s, loaded in %.3f s\n"
+                "prompt   %zu tokens in %.3f s, %.1f tokens/s\n"
+                "decode   %zu tokens in %.3f s, %.1f tokens/s, %s\n"
+                "memory   weights %s (%s of them mapped), session %s, state %s, peak resident %s\n"
+                "seed     %llu\n",
+                info.architecture, format_count(static_cast<uint64_t>(info.n_parameters)).c_str(),
+                info.isa, session.n_threads(), session.n_threads() == 1 ? "" : "s", load_seconds,
+                first.prompt_tokens.size(), first.prompt_seconds, first.prompt_rate(), tokens,
+                first.decode_seconds, Reply::rate(static_cast<double>(steps), first.decode_seconds),
+                ended.c_str(), format_bytes(info.weight_bytes).c_str(),
+                format_bytes(info.mapped_bytes).c_str(), format_bytes(session_bytes).c_str(),
+                format_bytes(mamba_edge_state_bytes(model.get())).c_str(),
+                format_bytes(peak_resident_bytes()).c_str(),
+                static_cast<unsigned long long>(options.seed));
   write_stderr(text);
 }
 
-void print_json(const Model& model, Writer& writer, const Options& options, const Reply& reply,
-                double load_seconds) {
-  const mamba_edge_model_info& info = model.info();
+nlohmann::ordered_json continuation_json(const Reply& reply, bool has_text) {
   nlohmann::ordered_json json;
-  json["model"] = model.path();
-  json["architecture"] = info.architecture;
-  json["isa"] = info.isa;
-  json["threads"] = writer.session().n_threads();
-  json["seed"] = options.seed;
-  const bool has_text = info.has_tokenizer != 0;
-  json["prompt"] = has_text ? nlohmann::ordered_json(reply.prompt_text) : nlohmann::ordered_json();
-  json["prompt_tokens"] = reply.prompt_tokens;
   json["text"] = has_text ? nlohmann::ordered_json(reply.text) : nlohmann::ordered_json();
   json["tokens"] = reply.tokens;
   json["stop_reason"] = name(reply.reason);
   if (reply.reason == StopReason::stop_string) json["stop_string"] = reply.stop_string;
-  json["timings"] = {{"load_seconds", load_seconds},
-                     {"prompt_seconds", reply.prompt_seconds},
-                     {"prompt_tokens_per_second", reply.prompt_rate()},
-                     {"decode_seconds", reply.decode_seconds},
-                     {"decode_tokens_per_second", reply.decode_rate()}};
+  return json;
+}
+
+void print_json(const Model& model, Session& session, const Options& options,
+                const std::vector<Reply>& replies, size_t session_bytes, double load_seconds) {
+  const mamba_edge_model_info& info = model.info();
+  const Reply& reply = replies.front();
+  nlohmann::ordered_json json;
+  json["model"] = model.path();
+  json["architecture"] = info.architecture;
+  json["isa"] = info.isa;
+  json["threads"] = session.n_threads();
+  json["seed"] = options.seed;
+  const bool has_text = info.has_tokenizer != 0;
+  json["prompt"] = has_text ? nlohmann::ordered_json(reply.prompt_text) : nlohmann::ordered_json();
+  json["prompt_tokens"] = reply.prompt_tokens;
+  size_t steps = 0;
+  for (const Reply& each : replies) steps += each.steps;
+  if (options.parallel == 1) {
+    json.update(continuation_json(reply, has_text));
+  } else {
+    for (const Reply& each : replies) {
+      json["continuations"].push_back(continuation_json(each, has_text));
+    }
+  }
+  json["timings"] = {
+      {"load_seconds", load_seconds},
+      {"prompt_seconds", reply.prompt_seconds},
+      {"prompt_tokens_per_second", reply.prompt_rate()},
+      {"decode_seconds", reply.decode_seconds},
+      {"decode_tokens_per_second", Reply::rate(static_cast<double>(steps), reply.decode_seconds)}};
   json["memory"] = {{"weight_bytes", info.weight_bytes},
                     {"mapped_bytes", info.mapped_bytes},
-                    {"session_bytes", writer.session().bytes()},
+                    {"session_bytes", session_bytes},
                     {"state_bytes", mamba_edge_state_bytes(model.get())},
                     {"peak_resident_bytes", peak_resident_bytes()}};
   // A path need not be UTF-8.
@@ -349,7 +405,7 @@ std::optional<std::string> read_line() {
 
 int converse(const Model& model, const Options& options, double load_seconds) {
   Output output(false);
-  Writer writer(model, options, false, output);
+  Writer writer(model, options, options.engine, false, output);
   writer.keep_open();
   write_stderr("Type the beginning of a text; /help tells more.\n");
   while (true) {
@@ -383,7 +439,10 @@ int converse(const Model& model, const Options& options, double load_seconds) {
     const Reply reply = writer.run(std::move(ids), false);
     if (!output.end_line() && reply.reason == StopReason::interrupted)
       write_stderr("\n");  // after the echoed ^C
-    if (options.stats) print_stats(model, writer, options, reply, load_seconds);
+    if (options.stats) {
+      print_stats(model, writer.session(), options, {reply}, writer.session().bytes(),
+                  load_seconds);
+    }
     if (interrupt_signal() == SIGTERM) throw Interrupted();
     clear_interrupt();
   }
@@ -391,15 +450,83 @@ int converse(const Model& model, const Options& options, double load_seconds) {
 
 // ---- one prompt
 
+void finish(const Model& model, Session& session, const Options& options,
+            const std::vector<Reply>& replies, size_t session_bytes, double load_seconds) {
+  if (options.json) print_json(model, session, options, replies, session_bytes, load_seconds);
+  if (options.stats) print_stats(model, session, options, replies, session_bytes, load_seconds);
+  throw_if_interrupted();
+}
+
 int generate_once(const Model& model, const Options& options, std::vector<int32_t> prompt,
                   double load_seconds) {
   Output output(options.json);
-  Writer writer(model, options, options.tokens.has_value(), output);
+  Writer writer(model, options, options.engine, options.tokens.has_value(), output);
   const Reply reply = writer.run(std::move(prompt), options.display_prompt);
   output.end_line();
-  if (options.json) print_json(model, writer, options, reply, load_seconds);
-  if (options.stats) print_stats(model, writer, options, reply, load_seconds);
-  throw_if_interrupted();
+  finish(model, writer.session(), options, {reply}, writer.session().bytes(), load_seconds);
+  return kExitOk;
+}
+
+// Several continuations of one prompt, which is read once. Each is what it would be alone, with the
+// seed that much larger; they are printed when all are complete.
+int generate_parallel(const Model& model, const Options& options, std::vector<int32_t> prompt,
+                      double load_seconds) {
+  const auto n = static_cast<size_t>(options.parallel);
+  Output silent(true);
+  EngineOptions lead = options.engine, follower = options.engine;
+  lead.batch = options.parallel;
+  follower.threads = follower.chunk = 1;  // only their states are used
+  std::vector<std::unique_ptr<Writer>> writers;
+  std::vector<Reply> replies(n);
+  size_t session_bytes = 0;
+  for (size_t i = 0; i < n; ++i) {
+    writers.push_back(std::make_unique<Writer>(model, options, i == 0 ? lead : follower,
+                                               options.tokens.has_value(), silent, i));
+    session_bytes += writers[i]->session().bytes();
+  }
+  const bool begun = writers[0]->begin(std::move(prompt), false, replies[0]);
+  const Reply taken = replies[0];
+  for (size_t i = 1; i < n; ++i) writers[i]->fork(*writers[0], taken, replies[i]);
+
+  std::vector<size_t> active;
+  for (size_t i = 0; begun && i < n; ++i) active.push_back(i);
+  const double started = now_seconds();
+  Progress progress("writing", static_cast<uint64_t>(std::max<int64_t>(options.n_predict, 0)));
+  for (uint64_t made = 0; !active.empty(); ++made) {
+    std::vector<Session*> sessions;
+    std::vector<int32_t> tokens;
+    std::erase_if(active, [&](size_t i) { return !writers[i]->wants_more(replies[i]); });
+    for (const size_t i : active) {
+      if (!writers[i]->pending()) continue;
+      sessions.push_back(&writers[i]->session());
+      tokens.push_back(*writers[i]->pending());
+    }
+    if (!sessions.empty()) writers[0]->session().step_batch(sessions, tokens);
+    std::erase_if(active, [&](size_t i) {
+      if (writers[i]->pending()) writers[i]->stepped(replies[i]);
+      return !writers[i]->draw(replies[i]);
+    });
+    if (options.n_predict > 0) progress.update(made);
+  }
+  replies[0].decode_seconds = now_seconds() - started;
+  for (size_t i = 0; i < n; ++i) writers[i]->end(replies[i]);
+
+  Output output(options.json);
+  for (size_t i = 0; i < n; ++i) {
+    output.text("==> " + std::to_string(i + 1) + " of " + std::to_string(n) + ", seed " +
+                std::to_string(options.seed + i) + "\n");
+    if (options.tokens) {
+      if (options.display_prompt) {
+        for (const int32_t id : taken.prompt_tokens) output.id(id);
+      }
+      for (const int32_t id : replies[i].tokens) output.id(id);
+    } else {
+      if (options.display_prompt) output.text(taken.prompt_text);
+      output.text(replies[i].text);
+    }
+    output.end_line();
+  }
+  finish(model, writers[0]->session(), options, replies, session_bytes, load_seconds);
   return kExitOk;
 }
 
@@ -438,6 +565,9 @@ int run(int argc, char** argv) {
   app.add_flag_callback(
       "--no-display-prompt", [&] { options.display_prompt = false; },
       "Print only the continuation");
+  auto* parallel = add_integer(app, "--parallel", options.parallel, 1, 4096,
+                               "Continue the prompt N times at once, with seeds that follow each "
+                               "other; printed when all are complete");
   add_integer(app, "-n,--n-predict", options.n_predict, -1, INT64_MAX,
               "Tokens to make at most; -1: until the text ends");
   std::optional<std::string> seed;
@@ -502,6 +632,8 @@ int run(int argc, char** argv) {
       !options.prompt && !options.file && !options.tokens && stdin_is_terminal();
   if (interactive && options.json)
     throw UsageError("--json needs a prompt: -p, -f, --tokens or a pipe");
+  if (interactive && parallel->count() > 0)
+    throw UsageError("--parallel needs a prompt: -p, -f, --tokens or a pipe");
 
   const double started = now_seconds();
   const Model model(options.engine);
@@ -523,8 +655,8 @@ int run(int argc, char** argv) {
     start = model.tokenize(text, 0);
   }
   catch_interrupts();
-  return generate_once(model, options, start_of_text(model, options, std::move(start)),
-                       load_seconds);
+  return (options.parallel == 1 ? generate_once : generate_parallel)(
+      model, options, start_of_text(model, options, std::move(start)), load_seconds);
 }
 
 }  // namespace

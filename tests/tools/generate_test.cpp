@@ -106,6 +106,32 @@ TEST(Generate, ThreadsAndChunksDoNotChangeTheText) {
   }
 }
 
+// Each of several continuations is the one that its seed gives alone; a stop string ends one and not
+// the others.
+TEST(Generate, ParallelContinuationsAreWhatEachWouldBeAlone) {
+  for (const std::vector<std::string>& more :
+       {std::vector<std::string>{"-n", "40"},
+        std::vector<std::string>{"-n", "60", "--stop", ".", "--state", "fp16", "-t", "2"}}) {
+    std::vector<std::string> together = story({"--parallel", "3"});
+    together.insert(together.end(), more.begin(), more.end());
+    const Json all = json_of(together);
+    ASSERT_EQ(all["continuations"].size(), 3u);
+    std::string printed;
+    for (int i = 0; i < 3; ++i) {
+      std::vector<std::string> one = {"--bos", "-p", "Once upon a time", "-s",
+                                      std::to_string(7 + i)};
+      one.insert(one.end(), more.begin(), more.end());
+      const Json alone = json_of(one);
+      const Json& mine = all["continuations"][i];
+      for (const char* key : {"text", "tokens", "stop_reason"}) EXPECT_EQ(mine[key], alone[key]);
+      printed += "==> " + std::to_string(i + 1) + " of 3, seed " + std::to_string(7 + i) + "\n" +
+                 out_of(one);
+    }
+    EXPECT_EQ(out_of(together), printed);
+  }
+  EXPECT_EQ(run(story({"--parallel", "0"})).status, 2);
+}
+
 TEST(Generate, PromptsComeFromAFileOrAPipeToo) {
   const TemporaryFolder folder;
   const std::vector<std::string> rest = {"-n", "12", "-s", "7"};
