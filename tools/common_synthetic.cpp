@@ -119,7 +119,7 @@ ModelConfig synthetic_config(const std::string& name) {
   if (p == std::end(kPublished)) {
     std::string known;
     for (const std::string& each : synthetic_names()) known += (known.empty() ? "" : ", ") + each;
-    throw UsageError("no model is called '" + name + "'; known are " + known);
+    throw UsageError("--synthetic: no model is called '" + name + "'; known are " + known);
   }
   ModelConfig c;
   c.d_model = p->d_model;

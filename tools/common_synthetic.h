@@ -13,7 +13,8 @@ namespace mamba_edge::tools {
 // "mamba-130m", "mamba2-2.7b", ...: the names of the state-spaces models.
 std::vector<std::string> synthetic_names();
 
-// The config of one of them; throws UsageError for another name, and lists the known ones.
+// The config of one of them; throws UsageError for another name, which says that it came from
+// --synthetic and lists the known ones.
 ModelConfig synthetic_config(const std::string& name);
 
 // Fills *model (freshly constructed) with weights of `type` in groups of `group`, as mamba-quantize

@@ -478,9 +478,11 @@ int run(int argc, char** argv) {
   // All words are checked before anything is measured.
   const char* environment = std::getenv("MAMBA_EDGE_ISA");
   for (std::string& isa : options.isas) {
-    if (isa == "auto" && environment != nullptr && *environment != '\0') isa = environment;
+    const bool by_environment = isa == "auto" && environment != nullptr && *environment != '\0';
+    if (by_environment) isa = environment;
     if (select_table(isa.c_str()) == nullptr) {
-      throw UsageError("--isa: instruction set '" + isa +
+      throw UsageError(std::string(by_environment ? "MAMBA_EDGE_ISA" : "--isa") +
+                       ": instruction set '" + isa +
                        "' is not known or not on this machine; known are " + known_isas());
     }
   }
