@@ -1,22 +1,33 @@
-// Every kernel, by table, on one core. Bytes per second count the weights (or the state) that a
-// call must read.
+// Every kernel of platforms/kernels.inc, by table, on one core. Bytes per second count the weights
+// (or the state) that a call must read.
 //
-//   kernels_bench --benchmark_filter=matmul_i8/avx2
+//   kernels_bench --benchmark_filter=matmul_i8_i8/avx2/mamba-370m
 //
-// Matrices are far larger than a core's caches, as they are in decode: `tokens` 1 is decode, more
-// are prefill.
+// `tokens` 1 is decode, more are prefill. What a decode step reads from memory is read from memory
+// here: calls go through as many copies of a matrix (or of a layer's state) as fill kMemoryBytes, far
+// more than the caches hold, one copy a call. `of_read` is the speed as a share of read_words' over
+// the same copies, measured around it: what the memory gives this table's loads.
 #include <benchmark/benchmark.h>
 
-#include <cstring>
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <memory>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "engine/tensors.h"
 #include "platforms/os/memory.h"
 #include "platforms/select.h"
+#include "quant/encode.h"
+#include "tools/common_synthetic.h"
 
 namespace mamba_edge {
 namespace {
 
-constexpr size_t kMatrixBytes = size_t{256} << 20;
+constexpr size_t kMemoryBytes = size_t{256} << 20;
 constexpr size_t kCachedBytes = size_t{512} << 10;  // the kernels alone, without the memory
 
 // Memory that is filled with small, harmless values.
@@ -31,24 +42,57 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* data() { return data_; }
-  T& operator[](size_t i) { return data_[i]; }
+  size_t size() const { return n_; }
 
  private:
   size_t n_;
   T* data_;
 };
 
-void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size_t cols,
-            size_t tokens, size_t matrix_bytes) {
-  MatrixShape shape{type, 16, static_cast<uint32_t>(cols), is_grouped(type) ? 64u : 1u};
-  const size_t blocks = matrix_bytes / shape.row_block_bytes();
-  shape.rows = static_cast<uint32_t>(blocks * 16);
-  Buffer<uint8_t> bytes(shape.bytes(), 0x2c);  // weights of 0x2c, scales and fp16 numbers of 0x2c2c
+// The memory that matrices are read from, one for all benchmarks: weights of 0x2c, scales and binary16
+// numbers of 0x2c2c, all of them small and normal. Grows, and stays.
+const uint8_t* weight_memory(size_t bytes) {
+  static std::unique_ptr<Buffer<uint8_t>> memory;
+  if (memory == nullptr || memory->size() < bytes) {
+    memory.reset();
+    memory = std::make_unique<Buffer<uint8_t>>(bytes, uint8_t{0x2c});
+  }
+  return memory->data();
+}
+
+// Copies of something of `bytes` that together are more than the caches hold.
+size_t copies_in_memory(size_t bytes) {
+  return std::max<size_t>(1, (kMemoryBytes + bytes - 1) / bytes);
+}
+
+// Seconds that this thread has computed.
+double thread_seconds() {
+  timespec time = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+double seconds_to_read(const KernelTable* k, const uint8_t* data, size_t bytes) {
+  const double start = thread_seconds();
+  benchmark::DoNotOptimize(k->read_words(data, bytes));
+  return thread_seconds() - start;
+}
+
+void set_bytes(benchmark::State& state, size_t bytes_per_call) {
+  state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) *
+                          static_cast<int64_t>(bytes_per_call));
+}
+
+// `copies`: how many of the matrix lie in memory, one after the other.
+void matmul(benchmark::State& state, const KernelTable* k, const MatrixShape& shape, size_t tokens,
+            size_t copies) {
+  const size_t blocks = shape.row_blocks(), cols = shape.cols;
+  const size_t out_stride = blocks * kTileRows, total = copies * shape.bytes();
+  const uint8_t* memory = weight_memory(total);
   Matrix w;
   w.shape = shape;
   w.row_block_bytes = shape.row_block_bytes();
-  w.data = bytes.data();
-  Buffer<float> x(tokens * cols, 0.25f), scale(tokens * cols, 0.01f), out(tokens * shape.rows);
+  Buffer<float> x(tokens * cols, 0.25f), scale(tokens * cols, 0.01f), out(tokens * out_stride);
   Buffer<int8_t> q(tokens * cols, 3);
   Buffer<int32_t> sum(tokens * cols, 64 * 3);
   QuantisedRows rows;
@@ -57,39 +101,49 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
   rows.sum = sum.data();
   rows.stride = cols;
   rows.group_stride = shape.groups();
+  const double before = seconds_to_read(k, memory, total);
+  size_t copy = 0;
+  const double start = thread_seconds();
   for (auto _ : state) {
-    switch (type) {
+    w.data = memory + copy * shape.bytes();
+    copy = copy + 1 == copies ? 0 : copy + 1;
+    switch (shape.type) {
       case WeightType::f32:
-        k->matmul_f32_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), shape.rows);
+        k->matmul_f32_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), out_stride);
         break;
       case WeightType::f16:
-        k->matmul_f16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), shape.rows);
+        k->matmul_f16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), out_stride);
         break;
       case WeightType::int16:
-        k->matmul_i16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), shape.rows);
+        k->matmul_i16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), out_stride);
         break;
       case WeightType::int8:
-        k->matmul_i8_i8(w, 0, blocks, rows, tokens, out.data(), shape.rows);
+        k->matmul_i8_i8(w, 0, blocks, rows, tokens, out.data(), out_stride);
         break;
       case WeightType::int4:
-        k->matmul_i4_i8(w, 0, blocks, rows, tokens, out.data(), shape.rows);
+        k->matmul_i4_i8(w, 0, blocks, rows, tokens, out.data(), out_stride);
         break;
     }
     benchmark::ClobberMemory();
   }
-  state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) *
-                          static_cast<int64_t>(shape.bytes()));
-  const double products = static_cast<double>(shape.rows) * static_cast<double>(cols * tokens);
+  const double took = thread_seconds() - start;
+  const double after = seconds_to_read(k, memory, total);
+  set_bytes(state, shape.bytes());
+  if (total >= kMemoryBytes / 2) {  // of the cache there is nothing to say
+    const double calls = static_cast<double>(state.iterations());
+    const double read = calls * static_cast<double>(shape.bytes());
+    state.counters["of_read"] = read * (before + after) / 2 / static_cast<double>(total) / took;
+  }
+  const double products = static_cast<double>(out_stride) * static_cast<double>(cols * tokens);
   state.counters["mac/s"] =
       benchmark::Counter(products, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-// What one core can read with this table's loads.
+// What one core can read with this table's loads, of the memory that matmul reads.
 void read_words(benchmark::State& state, const KernelTable* k) {
-  Buffer<uint8_t> bytes(kMatrixBytes, 1);
-  for (auto _ : state) benchmark::DoNotOptimize(k->read_words(bytes.data(), kMatrixBytes));
-  state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) *
-                          static_cast<int64_t>(kMatrixBytes));
+  const uint8_t* memory = weight_memory(kMemoryBytes);
+  for (auto _ : state) benchmark::DoNotOptimize(k->read_words(memory, kMemoryBytes));
+  set_bytes(state, kMemoryBytes);
 }
 
 void quantise(benchmark::State& state, const KernelTable* k) {
@@ -108,19 +162,32 @@ void quantise(benchmark::State& state, const KernelTable* k) {
 void row(benchmark::State& state, const KernelTable* k, const std::string& name) {
   constexpr size_t kN = 1536;
   Buffer<float> x(kN, 0.25f), z(kN, 0.5f), weight(kN, 1.0f), bias(kN, 0.1f), a(kN, -1.0f), out(kN);
-  for (auto _ : state) {
-    if (name == "rms_norm") k->rms_norm(x.data(), weight.data(), kN, 1e-5f, out.data());
-    if (name == "layer_norm")
-      k->layer_norm(x.data(), weight.data(), bias.data(), kN, 1e-5f, out.data());
-    if (name == "add_rows") k->add_rows(out.data(), x.data(), bias.data(), kN);
-    if (name == "scale") k->scale(out.data(), 0.999f, kN);
-    if (name == "dt_decay")
-      k->dt_decay(out.data(), bias.data(), a.data(), 0.0f, 10.0f, kN, x.data());
-    if (name == "gate_norm")
+  const auto measure = [&](const auto& kernel) {
+    for (auto _ : state) {
+      kernel();
+      benchmark::ClobberMemory();
+    }
+  };
+  if (name == "rms_norm") {
+    measure([&] { k->rms_norm(x.data(), weight.data(), kN, 1e-5f, out.data()); });
+  } else if (name == "layer_norm") {
+    measure([&] { k->layer_norm(x.data(), weight.data(), bias.data(), kN, 1e-5f, out.data()); });
+  } else if (name == "add_rows") {
+    measure([&] { k->add_rows(out.data(), x.data(), bias.data(), kN); });
+  } else if (name == "scale") {
+    measure([&] { k->scale(x.data(), 1.0f, kN); });  // by one, or the numbers would fade away
+  } else if (name == "dt_decay") {
+    // The input is the output: it goes to where softplus(dt + bias) = dt.
+    measure([&] { k->dt_decay(out.data(), bias.data(), a.data(), 0.0f, 10.0f, kN, x.data()); });
+  } else if (name == "gate_norm") {
+    measure([&] {
       benchmark::DoNotOptimize(
           k->gate_norm(x.data(), z.data(), weight.data(), true, kN, out.data()));
-    if (name == "arg_max") benchmark::DoNotOptimize(k->arg_max(x.data(), kN));
-    benchmark::ClobberMemory();
+    });
+  } else if (name == "arg_max") {
+    measure([&] { benchmark::DoNotOptimize(k->arg_max(x.data(), kN)); });
+  } else {
+    state.SkipWithError("no such kernel");
   }
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) * static_cast<int64_t>(kN));
 }
@@ -145,16 +212,21 @@ void conv(benchmark::State& state, const KernelTable* k) {
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) * static_cast<int64_t>(kN));
 }
 
-// One layer's scan: 1536 channels times the state.
-void scan(benchmark::State& state, const KernelTable* k, bool mamba1, size_t d_state) {
-  constexpr size_t kN = 1536;
-  Buffer<float> h(kN * d_state, 0.1f), a(kN * d_state, -1.0f), d(kN, 1.0f), bias(kN, -1.0f),
-      dt(kN, 0.1f);
-  Buffer<float> decay(kN, 0.9f), b(d_state, 0.1f), c(d_state, 0.1f), x(kN, 0.2f), z(kN, 0.3f),
-      y(kN);
+// One layer's scan of one token. Layers are copies: of the state and, for Mamba-1, of A.
+void scan(benchmark::State& state, const KernelTable* k, const ModelConfig& config, bool half,
+          bool cached) {
+  const Layout layout(config);
+  const size_t n = layout.inner, d_state = layout.d_state, elements = n * d_state;
+  const size_t state_bytes = elements * (half ? 2 : 4);
+  const size_t a_bytes = config.is_mamba2() ? 0 : elements * sizeof(float);
+  const size_t copies = cached ? 1 : copies_in_memory(state_bytes + a_bytes);
+  // State and A are set to what a scan with these inputs leaves them at, near enough.
+  Buffer<float> h(half ? 1 : copies * elements, 0.1f);
+  Buffer<uint16_t> half_h(half ? copies * elements : 1, uint16_t{0x2e66});  // 0.1
+  Buffer<float> a(a_bytes != 0 ? copies * elements : 1, -1.0f);
+  Buffer<float> d(n, 1.0f), bias(n, -1.0f), dt(n, 0.1f), decay(n, 0.9f), b(d_state, 0.1f),
+      c(d_state, 0.1f), x(n, 0.2f), z(n, 0.3f), y(n);
   Mamba1ScanArgs one;
-  one.state = h.data();
-  one.a = a.data();
   one.d = d.data();
   one.dt_bias = bias.data();
   one.dt = dt.data();
@@ -164,10 +236,9 @@ void scan(benchmark::State& state, const KernelTable* k, bool mamba1, size_t d_s
   one.z = z.data();
   one.y = y.data();
   one.d_state = d_state;
-  one.blocks = kN / 16;
+  one.blocks = n / kTileRows;
   one.tokens = 1;
   Mamba2ScanArgs two;
-  two.state = h.data();
   two.d = d.data();
   two.dt = dt.data();
   two.decay = decay.data();
@@ -176,55 +247,168 @@ void scan(benchmark::State& state, const KernelTable* k, bool mamba1, size_t d_s
   two.x = x.data();
   two.y = y.data();
   two.d_state = d_state;
-  two.blocks = kN / 16;
+  two.blocks = n / kTileRows;
   two.tokens = 1;
+  size_t copy = 0;
   for (auto _ : state) {
-    if (mamba1) {
-      k->mamba1_scan(one);
-    } else {
+    float* full_state = half ? nullptr : h.data() + copy * elements;
+    uint16_t* half_state = half ? half_h.data() + copy * elements : nullptr;
+    if (config.is_mamba2()) {
+      two.state = full_state;
+      two.half_state = half_state;
       k->mamba2_scan(two);
+    } else {
+      one.state = full_state;
+      one.half_state = half_state;
+      one.a = a.data() + copy * elements;
+      k->mamba1_scan(one);
     }
+    copy = copy + 1 == copies ? 0 : copy + 1;
     benchmark::ClobberMemory();
   }
+  set_bytes(state, 2 * state_bytes + a_bytes);  // the state is written, too
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) *
-                          static_cast<int64_t>(kN * d_state));
+                          static_cast<int64_t>(elements));
+}
+
+// ---- what is measured
+
+struct Layer {
+  std::string name;  // "in_proj"; "head" for the last one
+  uint32_t rows, cols;
+};
+
+// The matrices of a model, one of each kind, from the list that the converter and the loader use.
+std::vector<Layer> matrices(const ModelConfig& config) {
+  std::vector<Layer> found;
+  for (uint32_t i = 0; i < tensor_count(config); ++i) {
+    const TensorSpec spec = tensor_spec(config, i);
+    if (!spec.quantisable || spec.layer > 0) continue;
+    char name[40];
+    tensor_name(spec.role, spec.layer, name);
+    std::string kind = name;
+    kind = kind.substr(kind.rfind('.') + 1);
+    if (spec.role == TensorRole::embedding) {
+      if (config.tied == 0) continue;  // rows of it are looked up
+      kind = "head";
+    }
+    found.push_back({kind, spec.rows, spec.cols});
+  }
+  return found;
+}
+
+const char* matmul_name(WeightType type) {
+  switch (type) {
+    case WeightType::f32:
+      return "matmul_f32_f32";
+    case WeightType::f16:
+      return "matmul_f16_f32";
+    case WeightType::int16:
+      return "matmul_i16_f32";
+    case WeightType::int8:
+      return "matmul_i8_i8";
+    case WeightType::int4:
+      return "matmul_i4_i8";
+  }
+  return "?";
+}
+
+class Registry {
+ public:
+  // kernel/isa[/rest]
+  template <typename... Args>
+  benchmark::internal::Benchmark* add(const std::string& kernel, const KernelTable* k,
+                                      const std::string& rest, Args&&... args) {
+    kernels_.insert(kernel);
+    const std::string name = kernel + "/" + k->isa + (rest.empty() ? "" : "/" + rest);
+    return benchmark::RegisterBenchmark(name.c_str(), std::forward<Args>(args)...);
+  }
+
+  // A kernel without a benchmark is a mistake of whoever added it.
+  void require_all() const {
+    for (const char* kernel : {
+#define ME_KERNEL(Type, name) #name,
+#include "platforms/kernels.inc"
+#undef ME_KERNEL
+         }) {
+      if (kernels_.count(kernel) != 0) continue;
+      std::fprintf(stderr, "kernels_bench: no benchmark of %s\n", kernel);
+      std::abort();
+    }
+  }
+
+ private:
+  std::set<std::string> kernels_;
+};
+
+void register_wide_matrix(Registry& registry, const KernelTable* k, WeightType type) {
+  constexpr uint32_t kCols = 2560;
+  const size_t block_bytes = matrix_shape(type, kTileRows, kCols, 64).row_block_bytes();
+  const auto shape_of = [&](size_t bytes) {
+    const size_t rows = bytes / block_bytes * kTileRows;
+    return matrix_shape(type, static_cast<uint32_t>(rows), kCols, 64);
+  };
+  for (const size_t tokens : {size_t{1}, size_t{4}, size_t{8}, size_t{32}}) {
+    registry
+        .add(matmul_name(type), k, "tokens:" + std::to_string(tokens), matmul, k,
+             shape_of(kMemoryBytes), tokens, size_t{1})
+        ->Unit(benchmark::kMillisecond);
+  }
+  registry
+      .add(matmul_name(type), k, "cached", matmul, k, shape_of(kCachedBytes), size_t{1}, size_t{1})
+      ->Unit(benchmark::kMicrosecond);
+}
+
+void register_layers(Registry& registry, const KernelTable* k, const std::string& model) {
+  const ModelConfig config = tools::synthetic_config(model);
+  for (const Layer& layer : matrices(config)) {
+    // Of Mamba-2 the head is that of Mamba-1.
+    if (config.is_mamba2() && layer.name == "head") continue;
+    for (const WeightType type : {WeightType::int8, WeightType::int4, WeightType::f16}) {
+      const MatrixShape shape = matrix_shape(type, layer.rows, layer.cols, 64);
+      registry
+          .add(matmul_name(type), k, model + "." + layer.name + "/tokens:1", matmul, k, shape,
+               size_t{1}, copies_in_memory(shape.bytes()))
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
 }
 
 const bool registered = [] {
+  Registry registry;
   size_t n = 0;
   const KernelTable* const* tables = available_tables(&n);
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
-    const std::string isa = k->isa;
-    benchmark::RegisterBenchmark(("read_words/" + isa).c_str(), read_words, k)
-        ->Unit(benchmark::kMillisecond);
-    constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::int16,
-                                     WeightType::int8, WeightType::int4};
-    constexpr const char* kNames[] = {"matmul_f32_f32/", "matmul_f16_f32/", "matmul_i16_f32/",
-                                      "matmul_i8_i8/", "matmul_i4_i8/"};
-    for (size_t type = 0; type < 5; ++type) {
-      const std::string name = kNames[type] + isa;
-      for (const size_t tokens : {size_t{1}, size_t{4}, size_t{8}, size_t{32}}) {
-        benchmark::RegisterBenchmark((name + "/tokens:" + std::to_string(tokens)).c_str(), matmul,
-                                     k, kTypes[type], size_t{2560}, tokens, kMatrixBytes)
-            ->Unit(benchmark::kMillisecond);
-      }
-      benchmark::RegisterBenchmark((name + "/cached").c_str(), matmul, k, kTypes[type],
-                                   size_t{2560}, size_t{1}, kCachedBytes)
-          ->Unit(benchmark::kMillisecond);
+    registry.add("read_words", k, "", read_words, k)->Unit(benchmark::kMillisecond);
+    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int16,
+                                  WeightType::int8, WeightType::int4}) {
+      register_wide_matrix(registry, k, type);
     }
-    benchmark::RegisterBenchmark(("quantise_i8/" + isa).c_str(), quantise, k);
-    for (const char* name :
+    for (const char* model :
+         {"mamba-130m", "mamba-370m", "mamba-1.4b", "mamba2-370m", "mamba2-1.3b"}) {
+      register_layers(registry, k, model);
+    }
+    registry.add("quantise_i8", k, "", quantise, k);
+    for (const std::string name :
          {"rms_norm", "layer_norm", "add_rows", "scale", "dt_decay", "gate_norm", "arg_max"}) {
-      benchmark::RegisterBenchmark((std::string(name) + "/" + isa).c_str(), row, k,
-                                   std::string(name));
+      registry.add(name, k, "", row, k, name);
     }
-    benchmark::RegisterBenchmark(("conv_silu/" + isa).c_str(), conv, k);
-    benchmark::RegisterBenchmark(("mamba1_scan/" + isa + "/d_state:16").c_str(), scan, k, true,
-                                 size_t{16});
-    benchmark::RegisterBenchmark(("mamba2_scan/" + isa + "/d_state:128").c_str(), scan, k, false,
-                                 size_t{128});
+    registry.add("conv_silu", k, "", conv, k);
+    for (const std::string model : {"mamba-130m", "mamba-370m", "mamba2-130m", "mamba2-370m"}) {
+      const ModelConfig config = tools::synthetic_config(model);
+      for (const bool half : {false, true}) {
+        for (const bool cached : {false, true}) {
+          registry
+              .add(config.is_mamba2() ? "mamba2_scan" : "mamba1_scan", k,
+                   model + "/state:" + (half ? "fp16" : "fp32") + (cached ? "/cached" : ""), scan,
+                   k, config, half, cached)
+              ->Unit(benchmark::kMicrosecond);
+        }
+      }
+    }
   }
+  registry.require_all();
   return true;
 }();
 
