@@ -4,7 +4,7 @@
 //   MAMBA_EDGE_BENCH_MODEL=370m.mamba load_bench
 //
 // The file is in the page cache, as after a first run; bytes per second count the weights as they
-// lie in memory. Of a stored file nothing but its table is read: the weights are mapped.
+// lie in memory. Of a stored file only tables and tokenizer are read: the weights are mapped.
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
