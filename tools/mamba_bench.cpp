@@ -249,9 +249,10 @@ class Bench {
     }
     row.test = "prefill";
     row.tokens = ids.size();
-    const auto chunks = static_cast<double>((o_.prompt + o_.chunk - 1) / o_.chunk);
-    row.bytes_per_token =
-        chunks * static_cast<double>(step_bytes(session, reader)) / static_cast<double>(ids.size());
+    const int64_t chunks = (o_.prompt + o_.chunk - 1) / o_.chunk;
+    row.bytes_per_token = static_cast<double>(chunks) *
+                          static_cast<double>(step_bytes(session, reader)) /
+                          static_cast<double>(ids.size());
     finish(row, limits, ms, static_cast<double>(ids.size()), static_cast<double>(ids.size()));
   }
 
