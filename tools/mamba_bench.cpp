@@ -29,7 +29,7 @@ using EngineSession = mamba_edge::Session;
 
 struct Options {
   std::vector<std::string> files, synthetic, types = {"int8"}, states = {"fp32"}, isas = {"auto"};
-  std::vector<int64_t> threads;
+  std::vector<int64_t> threads, batches = {1};
   int64_t prompt = 512, generate = 64, rounds = 5, chunk = 32, group = 64;
   std::string format = "table";
 };
@@ -37,9 +37,10 @@ struct Options {
 struct Row {
   std::string model, type, isa, state, test;
   int threads = 1;
-  uint64_t tokens = 0;
+  uint64_t batch = 1;                            // texts that are stepped together
+  uint64_t tokens = 0;                           // of each text in a round
   double mean_tps = 0, sd_tps = 0;               // over rounds
-  double median_ms = 0, p95_ms = 0, p99_ms = 0;  // of a token (decode), of the prompt (prefill)
+  double median_ms = 0, p95_ms = 0, p99_ms = 0;  // of a step (decode), of the prompt (prefill)
   double bytes_per_token = 0, bandwidth_gbps = 0, memory_limit_gbps = 0, fraction_of_limit = 0;
   uint64_t arena_bytes = 0, peak_rss_bytes = 0;
   double load_ms = 0;
@@ -216,6 +217,8 @@ class Bench {
         options.n_threads = static_cast<int>(threads);
         options.chunk = static_cast<uint32_t>(o_.chunk);
         options.state = static_cast<StateType>(parse_state_type(state));
+        const int64_t largest = *std::max_element(o_.batches.begin(), o_.batches.end());
+        options.batch = largest > 1 ? static_cast<uint32_t>(largest) : 0;
         OpenSession open(model, options);
         Reader reader(model, options.n_threads);
         Row row;
@@ -227,7 +230,23 @@ class Bench {
         row.load_ms = load_ms;
         row.arena_bytes = open.bytes;
         if (o_.prompt > 0) prefill(model, *open.session, reader, row);
-        if (o_.generate > 0) decode(model, *open.session, reader, row);
+        if (o_.generate == 0) continue;
+        // The other texts of a batch: only their states are used.
+        SessionOptions small = options;
+        small.n_threads = 1;
+        small.chunk = 1;
+        small.batch = 0;
+        std::vector<std::unique_ptr<OpenSession>> others;
+        for (const int64_t batch : o_.batches) {
+          while (others.size() + 1 < static_cast<size_t>(batch)) {
+            others.push_back(std::make_unique<OpenSession>(model, small));
+          }
+          std::vector<EngineSession*> texts = {open.session};
+          for (size_t i = 0; i + 1 < static_cast<size_t>(batch); ++i) {
+            texts.push_back(others[i]->session);
+          }
+          decode(model, texts, reader, row);
+        }
       }
     }
   }
@@ -256,25 +275,37 @@ class Bench {
     finish(row, limits, ms, static_cast<double>(ids.size()), static_cast<double>(ids.size()));
   }
 
-  void decode(const EngineModel& model, EngineSession& session, Reader& reader, Row row) {
+  void decode(const EngineModel& model, const std::vector<EngineSession*>& texts, Reader& reader,
+              Row row) {
     std::vector<double> limits, ms;
-    session.reset();
+    EngineSession& lead = *texts[0];
+    for (EngineSession* text : texts) text->reset();
+    std::vector<int32_t> ids(texts.size());
     for (int64_t round = 0; round <= o_.rounds; ++round) {
       const double limit = reader.gigabytes_per_second();
       if (round > 0) limits.push_back(limit);
       for (int64_t i = 0; i < o_.generate; ++i) {
         throw_if_interrupted();
-        const int32_t id = token(model, static_cast<size_t>(i));
+        for (size_t t = 0; t < ids.size(); ++t) {
+          ids[t] = token(model, static_cast<size_t>(i) + 1000 * t);
+        }
         const uint64_t start = monotonic_ns();
-        session.take_tokens(&id, 1, nullptr);
+        if (texts.size() == 1) {
+          lead.take_tokens(ids.data(), 1, nullptr);
+        } else {
+          lead.step_batch(texts.data(), ids.data(), ids.size());
+        }
         const double took = static_cast<double>(monotonic_ns() - start) * 1e-6;
         if (round > 0) ms.push_back(took);
       }
     }
     row.test = "decode";
+    row.batch = texts.size();
     row.tokens = static_cast<uint64_t>(o_.generate);
-    row.bytes_per_token = static_cast<double>(step_bytes(session, reader));
-    finish(row, limits, ms, static_cast<double>(o_.generate), 1);
+    const auto batch = static_cast<double>(texts.size());
+    row.bytes_per_token = static_cast<double>(reader.bytes()) / batch +
+                          2 * static_cast<double>(lead.step_state_bytes());
+    finish(row, limits, ms, static_cast<double>(o_.generate) * batch, batch);
   }
 
   // `ms`: times of `tokens_each` tokens each, `per_round` tokens in a round.
@@ -336,6 +367,7 @@ const Column kColumns[] = {
     {"isa", [](const Row& r) { return r.isa; }, true},
     {"state", [](const Row& r) { return r.state; }, true},
     {"threads", [](const Row& r) { return std::to_string(r.threads); }},
+    {"batch", [](const Row& r) { return std::to_string(r.batch); }},
     {"test", [](const Row& r) { return r.test; }, true},
     {"tokens", [](const Row& r) { return std::to_string(r.tokens); }},
     {"mean_tps", [](const Row& r) { return number("%.2f", r.mean_tps); }},
@@ -449,6 +481,12 @@ int run(int argc, char** argv) {
       ->type_name("N")
       ->delimiter(',')
       ->check(CLI::Range(1, 256));
+  app.add_option("-b,--batch", options.batches,
+                 "Texts that decode together, as 1,2,4,8: each weight is read once for all")
+      ->type_name("N")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
   add_integer(app, "--chunk", options.chunk, 1, 4096,
               "Tokens of a prompt that are taken through the weights at a time");
   app.add_option("--state", options.states, "Number formats of the recurrent state: fp32, fp16")

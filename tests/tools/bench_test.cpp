@@ -17,6 +17,7 @@ const std::vector<std::string> kColumns = {"model",
                                            "isa",
                                            "state",
                                            "threads",
+                                           "batch",
                                            "test",
                                            "tokens",
                                            "mean_tps",
@@ -167,6 +168,21 @@ TEST(Bench, AStepReadsTheWeightsAndTheStateTwice) {
 }
 
 // Columns, separators and rows of the other formats, and the order of the combinations.
+// A batch has a row of its own, in which the weights are shared by its texts.
+TEST(Bench, BatchesShareTheWeights) {
+  const Json rows = rows_of(
+      {"-m", tiny_int8("mamba2-tiny"), "-p", "0", "-n", "2", "-r", "1", "-t", "1", "-b", "1,4"});
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["batch"], 1);
+  EXPECT_EQ(rows[1]["batch"], 4);
+  // bytes = weights / batch + state, for both.
+  const double one = rows[0]["bytes_per_token"], four = rows[1]["bytes_per_token"];
+  const double weights = (one - four) / (1 - 0.25);
+  EXPECT_GT(weights, 0);
+  EXPECT_LT(weights, one);
+  EXPECT_GT(four, 0.25 * weights);
+}
+
 TEST(Bench, CsvAndMarkdownHaveARowForEachCombination) {
   const std::string model = tiny_int8("mamba1-tiny");
   std::vector<std::string> arguments = {"-m",    model,          "-p",      "2",        "-n",
@@ -208,7 +224,7 @@ TEST(Bench, CsvAndMarkdownHaveARowForEachCombination) {
     for (size_t i = 0; i < expected.size(); ++i) {
       const std::vector<std::string>& row = rows[i + 1];
       EXPECT_EQ(row[0], model);
-      EXPECT_EQ((std::vector<std::string>{row[2], row[3], row[4], row[5]}), expected[i]) << i;
+      EXPECT_EQ((std::vector<std::string>{row[2], row[3], row[4], row[6]}), expected[i]) << i;
     }
   }
   const Result table = bench(arguments);  // the default
