@@ -25,7 +25,7 @@ function rowsOf(file) {
     throw new Error(`${file}: ${error.message}`);
   }
   if (Array.isArray(data)) {
-    return data.filter(({test}) => test === 'decode').map((row) => ({
+    return data.filter(({test, batch}) => test === 'decode' && (batch ?? 1) === 1).map((row) => ({
       ...pick(row),
       engine: 1000 / row.median_ms,
       limit: row.memory_limit_gbps * 1e9 / row.bytes_per_token,
