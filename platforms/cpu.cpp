@@ -2,6 +2,11 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -54,7 +59,8 @@ CpuFeatures detect_cpu() {
   f.avx512 = f.avx2 && zmm && bit(extended.ebx, 16) && bit(extended.ebx, 17) &&
              bit(extended.ebx, 30) && bit(extended.ebx, 31);
   f.avx512_vnni = f.avx512 && bit(extended.ecx, 11);
-  f.amx_int8 = (state & kTileState) == kTileState && bit(extended.edx, 24) && bit(extended.edx, 25);
+  f.amx_int8 = f.avx512_vnni && (state & kTileState) == kTileState && bit(extended.edx, 24) &&
+               bit(extended.edx, 25);
   return f;
 }
 
@@ -84,5 +90,19 @@ CpuFeatures detect_cpu() {
 CpuFeatures detect_cpu() { return {}; }
 
 #endif
+
+bool allow_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  // Documentation/arch/x86/xstate.rst of the kernel; older headers lack the names. A kernel older
+  // than 5.16 knows no such request, and does not enable tiles either.
+  constexpr long kGetPermission = 0x1022, kRequestPermission = 0x1023, kTileData = 18;
+  uint64_t allowed = 0;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 &&
+         syscall(SYS_arch_prctl, kGetPermission, &allowed) == 0 &&
+         ((allowed >> kTileData) & 1) != 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace mamba_edge

@@ -1,8 +1,8 @@
 // What this CPU and its operating system let a program use. Asks the machine at each call; keeps
 // nothing.
 //
-// A feature counts only if the OS saves its registers (XCR0 on x86). Does not ask the kernel for
-// AMX permission, and does not measure speed.
+// A feature counts only if the OS saves its registers (XCR0 on x86). detect_cpu() does not ask the
+// kernel for AMX permission, and does not measure speed.
 #pragma once
 
 namespace mamba_edge {
@@ -14,7 +14,7 @@ struct CpuFeatures {
   bool avx_vnni = false;     // with avx2
   bool avx512 = false;       // F, BW, DQ and VL
   bool avx512_vnni = false;  // with avx512
-  bool amx_int8 = false;     // tiles and int8 products; a process must still ask for permission
+  bool amx_int8 = false;     // with avx512_vnni; a process must still ask for permission
   // 64-bit Arm
   bool neon = false;
   bool dotprod = false;
@@ -23,5 +23,12 @@ struct CpuFeatures {
 };
 
 CpuFeatures detect_cpu();
+
+// Asks the OS to let this process use AMX tiles, and says whether it may. To be called only where
+// the CPU has them. The permission is for all threads, those that run already and those to come, and
+// lasts until the process ends or executes another program. It costs a thread nothing until it uses
+// a tile: then the kernel reserves 8 KiB to save its tiles in, and signal frames grow by as much, so
+// the kernel refuses where a thread's alternative signal stack is too small for that.
+bool allow_amx();
 
 }  // namespace mamba_edge

@@ -12,11 +12,13 @@ namespace {
 struct Row {
   const char* isa;
   const KernelTable* (*table)();
-  bool CpuFeatures::*needs;  // NULL: nothing
+  bool CpuFeatures::*needs;   // NULL: nothing
+  bool (*allow)() = nullptr;  // asks the OS, where the CPU and the build have the rest
 };
 
 constexpr Row kRows[] = {
 #if defined(__x86_64__)
+    {"amx", amx_table, &CpuFeatures::amx_int8, allow_amx},
     {"avx512vnni", avx512vnni_table, &CpuFeatures::avx512_vnni},
     {"avx512", avx512_table, &CpuFeatures::avx512},
     {"avxvnni", avxvnni_table, &CpuFeatures::avx_vnni},
@@ -48,8 +50,9 @@ struct Available {
         std::memcpy(names + length + std::strlen(separator), row.isa, std::strlen(row.isa));
         length += need;
       }
-      const KernelTable* table = row.needs == nullptr || cpu.*row.needs ? row.table() : nullptr;
-      if (table != nullptr) tables[n++] = table;
+      if (row.needs != nullptr && !(cpu.*row.needs)) continue;
+      const KernelTable* table = row.table();
+      if (table != nullptr && (row.allow == nullptr || row.allow())) tables[n++] = table;
     }
   }
 };

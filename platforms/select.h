@@ -1,4 +1,7 @@
 // Chooses a kernel table. Does not read the environment: the tools do, and pass the name on.
+//
+// The first call asks the OS for AMX (allow_amx in platforms/cpu.h) where the CPU has it; where that
+// is refused, the table is not offered.
 #pragma once
 
 #include <cstddef>

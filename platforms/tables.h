@@ -11,6 +11,7 @@ const KernelTable* avx2_table();
 const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
 const KernelTable* avx512vnni_table();
+const KernelTable* amx_table();
 const KernelTable* neon_table();
 const KernelTable* dotprod_table();
 const KernelTable* i8mm_table();

@@ -9,7 +9,7 @@ archive=$2
 listing=$("$nm" -A -C "$archive") || exit 1
 failed=0
 units=0
-for unit in generic sse2 avx2 avxvnni avx512 avx512vnni neon64 dotprod i8mm; do
+for unit in generic sse2 avx2 avxvnni avx512 avx512vnni amx neon64 dotprod i8mm; do
   symbols=$(printf '%s\n' "$listing" | grep "[:/]$unit\.cpp\.o:") || continue
   units=$((units + 1))
   name=$unit

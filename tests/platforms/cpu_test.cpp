@@ -40,7 +40,7 @@ TEST(Cpu, AgreesWithTheKernel) {
   EXPECT_EQ(cpu.avx_vnni, cpu.avx2 && all({"avx_vnni"}));
   EXPECT_EQ(cpu.avx512, cpu.avx2 && all({"avx512f", "avx512bw", "avx512dq", "avx512vl"}));
   EXPECT_EQ(cpu.avx512_vnni, cpu.avx512 && all({"avx512_vnni"}));
-  EXPECT_EQ(cpu.amx_int8, all({"amx_tile", "amx_int8"}));
+  EXPECT_EQ(cpu.amx_int8, cpu.avx512_vnni && all({"amx_tile", "amx_int8"}));
   EXPECT_FALSE(cpu.neon);
 #elif defined(__aarch64__)
   EXPECT_TRUE(cpu.neon);
@@ -61,6 +61,7 @@ TEST(Cpu, IsConsistent) {
   EXPECT_TRUE(!cpu.avx_vnni || cpu.avx2);
   EXPECT_TRUE(!cpu.avx512 || cpu.avx2);
   EXPECT_TRUE(!cpu.avx512_vnni || cpu.avx512);
+  EXPECT_TRUE(!cpu.amx_int8 || cpu.avx512_vnni);
   EXPECT_TRUE(!cpu.dotprod || cpu.neon);
   EXPECT_TRUE(!cpu.i8mm || cpu.neon);
   std::printf(

@@ -37,7 +37,7 @@ TEST(Select, TakesTheBestUnlessTold) {
 TEST(Select, KnowsAllNamesOfTheArchitecture) {
   const std::string known = known_isas();
 #if defined(__x86_64__)
-  EXPECT_EQ(known, "avx512vnni, avx512, avxvnni, avx2, sse2, generic");
+  EXPECT_EQ(known, "amx, avx512vnni, avx512, avxvnni, avx2, sse2, generic");
 #elif defined(__aarch64__)
   EXPECT_EQ(known, "i8mm, dotprod, neon, generic");
 #endif
@@ -50,6 +50,7 @@ TEST(Select, KnowsAllNamesOfTheArchitecture) {
 TEST(Select, OffersWhatTheCpuRuns) {
   const CpuFeatures cpu = detect_cpu();
 #if defined(__x86_64__)
+  EXPECT_EQ(select_table("amx") != nullptr, cpu.amx_int8 && allow_amx());
   EXPECT_EQ(select_table("avx512vnni") != nullptr, cpu.avx512_vnni);
   EXPECT_EQ(select_table("avx512") != nullptr, cpu.avx512);
   EXPECT_EQ(select_table("avxvnni") != nullptr, cpu.avx_vnni);

@@ -1,0 +1,241 @@
+// Products with many tokens against what the arithmetic allows, on one core.
+//
+//   prefill_bench --benchmark_filter='peak|matmul_i8_i8/amx'
+//
+// `op/s` counts a multiplication and an addition as two. peak/<isa> repeats the instruction that a
+// table's int8 products are made of, on registers, with enough sums to hide its latency; the
+// products' `op/s` over that is the fraction of the arithmetic that they reach. A call covers 64
+// rows at a time, as the engine's do, of a matrix that fits in the second cache.
+#include <benchmark/benchmark.h>
+
+#include <string>
+
+#include "platforms/os/memory.h"
+#include "platforms/select.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mamba_edge {
+namespace {
+
+void count_operations(benchmark::State& state, double per_iteration) {
+  state.counters["op/s"] =
+      benchmark::Counter(per_iteration, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+#if defined(__x86_64__)
+constexpr int kRounds = 1000;
+constexpr int kSums = 12;
+
+// One asm statement per instruction: the registers are named, so nothing is spilled between them.
+#define ME_TWELVE(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11)
+
+void peak_avx512vnni(benchmark::State& state) {
+  for (auto _ : state) {
+    for (int i = 0; i < kRounds; ++i) {
+#define ME_OP(n) "vpdpbusd %%zmm15, %%zmm14, %%zmm" #n "\n\t"
+      __asm__ volatile(ME_TWELVE(ME_OP)::
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                             "xmm9", "xmm10", "xmm11");
+#undef ME_OP
+    }
+  }
+  count_operations(state, 2.0 * 64 * kSums * kRounds);
+}
+
+void peak_avxvnni(benchmark::State& state) {
+  for (auto _ : state) {
+    for (int i = 0; i < kRounds; ++i) {
+#define ME_OP(n) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" #n "\n\t"
+      __asm__ volatile(ME_TWELVE(ME_OP)::
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                             "xmm9", "xmm10", "xmm11");
+#undef ME_OP
+    }
+  }
+  count_operations(state, 2.0 * 32 * kSums * kRounds);
+}
+
+// vpmaddubsw, vpmaddwd and vpaddd for 32 products.
+void peak_avx2(benchmark::State& state) {
+  for (auto _ : state) {
+    for (int i = 0; i < kRounds; ++i) {
+#define ME_OP(n)                             \
+  "vpmaddubsw %%ymm15, %%ymm14, %%ymm13\n\t" \
+  "vpmaddwd %%ymm15, %%ymm13, %%ymm13\n\t"   \
+  "vpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
+      __asm__ volatile(ME_TWELVE(ME_OP)::
+                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                             "xmm9", "xmm10", "xmm11", "xmm13");
+#undef ME_OP
+    }
+  }
+  count_operations(state, 2.0 * 32 * kSums * kRounds);
+}
+
+// Four sums, as two tiles of tokens by two of rows have.
+__attribute__((target("amx-tile,amx-int8"))) void peak_amx(benchmark::State& state) {
+  struct alignas(64) {
+    uint8_t palette = 1, unused[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  __asm__ volatile("ldtilecfg %0" ::"m"(config));
+  for (auto _ : state) {
+    for (int i = 0; i < kRounds; ++i) {
+      __asm__ volatile(
+          "tdpbssd %%tmm6, %%tmm4, %%tmm0\n\t"
+          "tdpbssd %%tmm6, %%tmm5, %%tmm1\n\t"
+          "tdpbssd %%tmm7, %%tmm4, %%tmm2\n\t"
+          "tdpbssd %%tmm7, %%tmm5, %%tmm3\n\t" ::
+              : "memory");
+    }
+  }
+  __asm__ volatile("tilerelease");
+  count_operations(state, 2.0 * 16 * 16 * 64 * 4 * kRounds);
+}
+#endif
+
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(size_t n, T value = T{})
+      : n_(n), data_(static_cast<T*>(memory_allocate(n * sizeof(T)))) {
+    for (size_t i = 0; i < n; ++i) data_[i] = value;
+  }
+  ~Buffer() { memory_free(data_, n_ * sizeof(T)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data() { return data_; }
+
+ private:
+  size_t n_;
+  T* data_;
+};
+
+void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size_t cols,
+            size_t group, size_t tokens) {
+  constexpr size_t kMatrixBytes = size_t{1} << 20, kBlocks = 4;  // at a time
+  MatrixShape shape{type, 16, static_cast<uint32_t>(cols), static_cast<uint32_t>(group)};
+  const size_t blocks = kMatrixBytes / shape.row_block_bytes() / kBlocks * kBlocks;
+  shape.rows = static_cast<uint32_t>(blocks * kTileRows);
+  Buffer<uint8_t> bytes(shape.bytes(), 0x2c);  // weights of 0x2c, scales of 0x2c2c
+  Matrix w;
+  w.shape = shape;
+  w.row_block_bytes = shape.row_block_bytes();
+  w.data = bytes.data();
+  Buffer<float> scale(tokens * shape.groups(), 0.01f), out(tokens * shape.rows);
+  Buffer<int8_t> q(tokens * cols, 3);
+  Buffer<int32_t> sum(tokens * shape.groups(), static_cast<int32_t>(group * 3));
+  QuantisedRows rows;
+  rows.q = q.data();
+  rows.scale = scale.data();
+  rows.sum = sum.data();
+  rows.stride = cols;
+  rows.group_stride = shape.groups();
+  const auto multiply = type == WeightType::int8 ? k->matmul_i8_i8 : k->matmul_i4_i8;
+  for (auto _ : state) {
+    for (size_t r = 0; r < blocks; r += kBlocks) {
+      multiply(w, r, r + kBlocks, rows, tokens, out.data(), shape.rows);
+    }
+    benchmark::ClobberMemory();
+  }
+  count_operations(state,
+                   2.0 * static_cast<double>(shape.rows) * static_cast<double>(cols * tokens));
+}
+
+// One piece of 64 channels, all tokens.
+void scan(benchmark::State& state, const KernelTable* k, bool mamba1, bool half, size_t d_state,
+          size_t tokens) {
+  constexpr size_t kN = 64, kWidth = 2048;
+  Buffer<float> h(kN * d_state, 0.1f), a(kN * d_state, -1.0f), d(kN, 1.0f), bias(kN, -1.0f);
+  Buffer<uint16_t> half_h(kN * d_state, 0x2c00);
+  Buffer<float> dt(tokens * kWidth, 0.1f), decay(tokens * kWidth, 0.9f), x(tokens * kWidth, 0.2f);
+  Buffer<float> z(tokens * kWidth, 0.3f), y(tokens * kWidth), b(tokens * 2 * d_state, 0.1f);
+  Mamba1ScanArgs one;
+  one.state = half ? nullptr : h.data();
+  one.half_state = half ? half_h.data() : nullptr;
+  one.a = a.data();
+  one.d = d.data();
+  one.dt_bias = bias.data();
+  one.dt = dt.data();
+  one.b = b.data();
+  one.c = b.data() + d_state;
+  one.x = x.data();
+  one.z = z.data();
+  one.y = y.data();
+  one.dt_stride = one.x_stride = one.z_stride = one.y_stride = kWidth;
+  one.bc_stride = 2 * d_state;
+  one.d_state = d_state;
+  one.blocks = kN / 16;
+  one.tokens = tokens;
+  Mamba2ScanArgs two;
+  two.state = one.state;
+  two.half_state = one.half_state;
+  two.d = d.data();
+  two.dt = dt.data();
+  two.decay = decay.data();
+  two.b = one.b;
+  two.c = one.c;
+  two.x = x.data();
+  two.y = y.data();
+  two.dt_stride = two.x_stride = two.y_stride = kWidth;
+  two.bc_stride = 2 * d_state;
+  two.d_state = d_state;
+  two.blocks = kN / 16;
+  two.tokens = tokens;
+  for (auto _ : state) {
+    if (mamba1) {
+      k->mamba1_scan(one);
+    } else {
+      k->mamba2_scan(two);
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) *
+                          static_cast<int64_t>(kN * d_state * tokens));
+}
+
+const bool registered = [] {
+#if defined(__x86_64__)
+  if (select_table("amx") != nullptr) benchmark::RegisterBenchmark("peak/amx", peak_amx);
+  if (select_table("avx512vnni") != nullptr)
+    benchmark::RegisterBenchmark("peak/avx512vnni", peak_avx512vnni);
+  if (select_table("avxvnni") != nullptr)
+    benchmark::RegisterBenchmark("peak/avxvnni", peak_avxvnni);
+  if (select_table("avx2") != nullptr) benchmark::RegisterBenchmark("peak/avx2", peak_avx2);
+#endif
+  size_t n = 0;
+  const KernelTable* const* tables = available_tables(&n);
+  for (size_t i = 0; i < n; ++i) {
+    const KernelTable* k = tables[i];
+    const std::string isa = k->isa;
+    for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+      for (const size_t cols : {size_t{1024}, size_t{2048}, size_t{4096}}) {
+        for (const size_t tokens :
+             {size_t{16}, size_t{32}, size_t{64}, size_t{128}, size_t{256}, size_t{512}}) {
+          const std::string name = (type == WeightType::int8 ? "matmul_i8_i8/" : "matmul_i4_i8/") +
+                                   isa + "/cols:" + std::to_string(cols) +
+                                   "/tokens:" + std::to_string(tokens);
+          benchmark::RegisterBenchmark(name.c_str(), matmul, k, type, cols, size_t{64}, tokens);
+        }
+      }
+    }
+    for (const bool half : {false, true}) {
+      for (const size_t tokens : {size_t{1}, size_t{4}, size_t{32}, size_t{256}}) {
+        const std::string rest =
+            isa + (half ? "/fp16" : "/fp32") + "/tokens:" + std::to_string(tokens);
+        benchmark::RegisterBenchmark(("mamba1_scan/" + rest).c_str(), scan, k, true, half,
+                                     size_t{16}, tokens);
+        benchmark::RegisterBenchmark(("mamba2_scan/" + rest).c_str(), scan, k, false, half,
+                                     size_t{128}, tokens);
+      }
+    }
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace mamba_edge
