@@ -41,12 +41,12 @@ struct Kernels {
     return sum_tree(v);
   }
 
-  // Calls f(T, t) for blocks of T tokens from t on, as large as they fit: kMax, then its halves. T
-  // is a constant.
+  // Calls f(N, i) for blocks of N tokens (or what else there are `count` of) from i on, as large as
+  // they fit: kMax, then its halves. N is a constant.
   template <int kMax, typename F>
-  static ME_INLINE void token_blocks(size_t tokens, const F& f, size_t t = 0) {
-    for (; t + kMax <= tokens; t += kMax) f(std::integral_constant<int, kMax>{}, t);
-    if constexpr (kMax > 1) token_blocks<kMax / 2>(tokens, f, t);
+  static ME_INLINE void in_blocks(size_t count, const F& f, size_t i = 0) {
+    for (; i + kMax <= count; i += kMax) f(std::integral_constant<int, kMax>{}, i);
+    if constexpr (kMax > 1) in_blocks<kMax / 2>(count, f, i);
   }
 
   // ---- quantisation ----
@@ -119,7 +119,7 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      token_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
+      in_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
         float_rows<n(), kHalf>(block, cols, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
                                out_stride);
       });
@@ -172,7 +172,7 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      token_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
+      in_blocks<Isa::kFloatTokens>(tokens, [&](auto n, size_t t) {
         int16_rows<n()>(block, w.shape, x + t * x_stride, x_stride, w.scale, o + t * out_stride,
                         out_stride);
       });
@@ -232,7 +232,7 @@ struct Kernels {
     for (size_t r = begin; r < end; ++r) {
       const uint8_t* block = w.data + r * w.row_block_bytes;
       float* o = out + r * kTileRows;
-      token_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
+      in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
         quantised_rows<n(), kInt4>(block, w.shape, x, t, w.scale, o, out_stride);
       });
     }
@@ -524,29 +524,53 @@ struct Kernels {
     }
   }
 
+  // B blocks of channels. Their sums over the state are chains that do not wait for one another, and
+  // they share the broadcasts of b and c. `ahead`: the state is not in the cache yet.
+  template <int B, typename State>
+  static ME_INLINE void mamba2_token(const Mamba2ScanArgs& args, State* state, size_t at, size_t t,
+                                     bool ahead) {
+    const size_t n_state = args.d_state;
+    V decay[B], dt_x[B], y[B];
+    ME_UNROLL
+    for (size_t i = 0; i < B; ++i) {
+      const size_t lane = at + i * kLanes;
+      decay[i] = V::load(args.decay + t * args.dt_stride + lane);
+      const V x = V::load(args.x + t * args.x_stride + lane);
+      dt_x[i] = V::load(args.dt + t * args.dt_stride + lane) * x;
+      y[i] = V::load(args.d + lane) * x;
+    }
+    const float* b = args.b + t * args.bc_stride;
+    const float* c = args.c + t * args.bc_stride;
+    const auto add = [&](size_t n, auto with_ahead) {
+      const V b_n = V::broadcast(b[n]), c_n = V::broadcast(c[n]);
+      ME_UNROLL
+      for (size_t i = 0; i < B; ++i) {
+        State* p = state + (i * n_state + n) * kLanes;
+        if constexpr (with_ahead()) read_ahead(p);
+        const V h = V::fma(decay[i], load_state(p), dt_x[i] * b_n);
+        store_state(h, p);
+        y[i] = V::fma(c_n, h, y[i]);
+      }
+    };
+    if (ahead) {
+      for (size_t n = 0; n < n_state; ++n) add(n, std::true_type{});
+    } else {
+      for (size_t n = 0; n < n_state; ++n) add(n, std::false_type{});
+    }
+    ME_UNROLL
+    for (size_t i = 0; i < B; ++i) y[i].store(args.y + t * args.y_stride + at + i * kLanes);
+  }
+
+  static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
+
   template <typename State>
   static ME_INLINE void mamba2_scan_as(const Mamba2ScanArgs& args, State* states) {
-    const size_t n_state = args.d_state;
-    for (size_t block = 0; block < args.blocks; ++block) {
-      State* state = states + block * n_state * kLanes;
-      const size_t at = block * kLanes;
-      const V skip = V::load(args.d + at);
+    in_blocks<kScanBlocks>(args.blocks, [&](auto n, size_t block) {
+      State* state = states + block * args.d_state * kLanes;
       for (size_t t = 0; t < args.tokens; ++t) {
-        const V decay = V::load(args.decay + t * args.dt_stride + at);
-        const V x = V::load(args.x + t * args.x_stride + at);
-        const V dt_x = V::load(args.dt + t * args.dt_stride + at) * x;
-        const float* b = args.b + t * args.bc_stride;
-        const float* c = args.c + t * args.bc_stride;
-        V y = skip * x;
-        for (size_t n = 0; n < n_state; ++n) {
-          read_ahead(state + n * kLanes);
-          const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
-          store_state(h, state + n * kLanes);
-          y = V::fma(V::broadcast(c[n]), h, y);
-        }
-        y.store(args.y + t * args.y_stride + at);
+        mamba2_token<n()>(args, state, block * kLanes, t, t == 0);
       }
-    }
+    });
   }
 
   static void mamba2_scan(const Mamba2ScanArgs& args) {
