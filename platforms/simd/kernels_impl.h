@@ -10,6 +10,8 @@
 //   Ints broadcast_int(v).
 //   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
 //     group of inputs, where a stored byte (nibble) counts as its value plus kZero8 (kZero4).
+//   kIntBlocks, dot_blocks<T, R, kInt4>(w, block_bytes, inputs, q, dot): optional, the same for R row
+//     blocks at a time, dot[R][T], where there are kIntTokens tokens.
 //   kFloatTokens, kIntTokens: tokens that one reading of the weights serves, a power of two, by how
 //     many sums fit in the registers.
 //
@@ -179,63 +181,100 @@ struct Kernels {
     }
   }
 
-  // One row block times T tokens, the first of which is `t0`.
-  template <int T, bool kInt4>
-  static ME_INLINE void quantised_rows(const uint8_t* block, const MatrixShape& shape,
-                                       const QuantisedRows& x, size_t t0, float scale, float* out,
-                                       size_t out_stride) {
-    const uint16_t* weight_scale = reinterpret_cast<const uint16_t*>(block);
+  // Row blocks that are taken together with the largest number of tokens.
+  static constexpr int kIntBlocks = [] {
+    if constexpr (requires { Isa::kIntBlocks; }) {
+      return Isa::kIntBlocks;
+    } else {
+      return 1;
+    }
+  }();
+
+  // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
+  template <int T, int R, bool kInt4>
+  static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
+                                       const MatrixShape& shape, const QuantisedRows& x, size_t t0,
+                                       float scale, float* out, size_t out_stride) {
     const uint8_t* w = block + shape.scale_bytes();
     const size_t group = shape.group;
     const size_t groups = shape.groups();
     const size_t group_bytes = group * kTileRows / (kInt4 ? 2 : 1);
     constexpr int32_t kZero = kInt4 ? Isa::kZero4 : Isa::kZero8;
 
-    V acc[T];
+    V acc[R][T];
     const int8_t* q[T];
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
-      acc[t] = V::broadcast(0.0f);
+      ME_UNROLL
+      for (int r = 0; r < R; ++r) acc[r][t] = V::broadcast(0.0f);
       q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
     }
     for (size_t g = 0; g < groups; ++g) {
-      Ints dot[T];
+      Ints dot[R][T];
       ME_UNROLL
       for (int t = 0; t < T; ++t) {
         const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
-        dot[t] = Isa::broadcast_int(-kZero * x.sum[at]);
+        ME_UNROLL
+        for (int r = 0; r < R; ++r) dot[r][t] = Isa::broadcast_int(-kZero * x.sum[at]);
       }
-      if constexpr (kInt4) {
-        Isa::template dot_i4<T>(w, group, q, dot);
+      if constexpr (R > 1) {
+        Isa::template dot_blocks<T, R, kInt4>(w, block_bytes, group, q, dot[0]);
+      } else if constexpr (kInt4) {
+        Isa::template dot_i4<T>(w, group, q, dot[0]);
       } else {
-        Isa::template dot_i8<T>(w, group, q, dot);
+        Isa::template dot_i8<T>(w, group, q, dot[0]);
       }
-      const V ws = Isa::from_f16(weight_scale + g * kTileRows);
       ME_UNROLL
-      for (int t = 0; t < T; ++t) {
-        const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
-        acc[t] = V::fma(ws * V::broadcast(x.scale[at]), V::from_int(dot[t]), acc[t]);
-        q[t] += group;
+      for (size_t r = 0; r < R; ++r) {
+        const V ws = Isa::from_f16(reinterpret_cast<const uint16_t*>(block + r * block_bytes) +
+                                   g * kTileRows);
+        ME_UNROLL
+        for (int t = 0; t < T; ++t) {
+          const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
+          acc[r][t] = V::fma(ws * V::broadcast(x.scale[at]), V::from_int(dot[r][t]), acc[r][t]);
+        }
       }
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) q[t] += group;
       w += group_bytes;
     }
     ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      (acc[t] * V::broadcast(scale)).store(out + (t0 + static_cast<size_t>(t)) * out_stride);
+    for (size_t r = 0; r < R; ++r) {
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        (acc[r][t] * V::broadcast(scale))
+            .store(out + r * kTileRows + (t0 + static_cast<size_t>(t)) * out_stride);
+      }
     }
+  }
+
+  // R row blocks times all tokens.
+  template <int R, bool kInt4>
+  static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
+                                         size_t tokens, float* out, size_t out_stride) {
+    in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
+      constexpr int kTogether = n() == Isa::kIntTokens ? R : 1;
+      for (size_t k = r; k < r + R; k += kTogether) {
+        quantised_rows<n(), kTogether, kInt4>(w.data + k * w.row_block_bytes, w.row_block_bytes,
+                                              w.shape, x, t, w.scale, out + k * kTileRows,
+                                              out_stride);
+      }
+    });
   }
 
   template <bool kInt4>
   static ME_INLINE void matmul_quantised(const Matrix& w, size_t begin, size_t end,
                                          const QuantisedRows& x, size_t tokens, float* out,
                                          size_t out_stride) {
-    for (size_t r = begin; r < end; ++r) {
-      const uint8_t* block = w.data + r * w.row_block_bytes;
-      float* o = out + r * kTileRows;
-      in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
-        quantised_rows<n(), kInt4>(block, w.shape, x, t, w.scale, o, out_stride);
-      });
+    // Few tokens read the weights as one stream.
+    const bool together = tokens >= Isa::kIntTokens;
+    size_t r = begin;
+    if (kIntBlocks > 1 && together) {
+      for (; r + kIntBlocks <= end; r += kIntBlocks) {
+        quantised_blocks<kIntBlocks, kInt4>(w, r, x, tokens, out, out_stride);
+      }
     }
+    for (; r < end; ++r) quantised_blocks<1, kInt4>(w, r, x, tokens, out, out_stride);
   }
 
   static void matmul_i8_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
@@ -525,10 +564,10 @@ struct Kernels {
   }
 
   // B blocks of channels. Their sums over the state are chains that do not wait for one another, and
-  // they share the broadcasts of b and c. `ahead`: the state is not in the cache yet.
+  // they share the broadcasts of b and c. `first`: the state is not in the cache yet.
   template <int B, typename State>
   static ME_INLINE void mamba2_token(const Mamba2ScanArgs& args, State* state, size_t at, size_t t,
-                                     bool ahead) {
+                                     bool first) {
     const size_t n_state = args.d_state;
     V decay[B], dt_x[B], y[B];
     ME_UNROLL
@@ -552,7 +591,7 @@ struct Kernels {
         y[i] = V::fma(c_n, h, y[i]);
       }
     };
-    if (ahead) {
+    if (first) {
       for (size_t n = 0; n < n_state; ++n) add(n, std::true_type{});
     } else {
       for (size_t n = 0; n < n_state; ++n) add(n, std::false_type{});
@@ -560,8 +599,6 @@ struct Kernels {
     ME_UNROLL
     for (size_t i = 0; i < B; ++i) y[i].store(args.y + t * args.y_stride + at + i * kLanes);
   }
-
-  static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
 
   template <typename State>
   static ME_INLINE void mamba2_scan_as(const Mamba2ScanArgs& args, State* states) {

@@ -14,7 +14,11 @@ struct Vnni256Registers {
     return _mm256_load_si256(reinterpret_cast<const Reg*>(p));
   }
   static ME_INLINE Reg set(int32_t v) { return _mm256_set1_epi32(v); }
-  static ME_INLINE Reg dot(Reg sum, Reg w, Reg q) { return _mm256_dpbusd_avx_epi32(sum, w, q); }
+  // gcc 12 copies every sum before and after the intrinsic.
+  static ME_INLINE Reg dot(Reg sum, Reg w, Reg q) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(q));
+    return sum;
+  }
   static ME_INLINE Reg add(Reg a, Reg b) { return _mm256_add_epi32(a, b); }
   static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }
   static ME_INLINE Reg and_not(Reg a, Reg b) { return _mm256_andnot_si256(a, b); }

@@ -2,9 +2,9 @@
 // an unsigned and a signed byte, summed into an int32, for every row of a step in one instruction.
 // Written once over the width of the registers. Only for kernel units; see platforms/simd/lanes.h.
 //
-// A step of int8 weights is taken as it lies. Of int4, the low nibbles are masked out and the high
-// ones left where they are, as bytes sixteen times too large, with a sum of their own that is shifted
-// right at the end of the group.
+// A step of int8 weights is taken as it lies. Of int4, for few tokens, the low nibbles are masked out
+// and the high ones left where they are, as bytes sixteen times too large, with a sum of their own that
+// is shifted right at the end of the group.
 #pragma once
 
 #include <immintrin.h>
@@ -32,6 +32,60 @@ struct VnniDot {
     int32_t v;
     std::memcpy(&v, q, sizeof(v));
     return R::set(v);
+  }
+
+  // Many tokens, dot[N][T]: N row blocks share the broadcasts of the inputs, without which the loads
+  // would take longer than the products. High nibbles are shifted down, which is little for so many
+  // products, and leaves registers for more of them.
+  template <int T, int N, bool kInt4>
+  static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
+                                   const int8_t* const* q, Ints* dot) {
+    const Reg low_nibble = R::set(0x0f0f0f0f);
+    constexpr size_t kSteps = kInt4 ? 2 : 1;  // in 64 bytes
+    Reg acc[N][T][kRegs];
+    ME_UNROLL
+    for (int r = 0; r < N; ++r) {
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        ME_UNROLL
+        for (int k = 0; k < kRegs; ++k) acc[r][t][k] = dot[r * T + t].v[k];
+      }
+    }
+    for (size_t i = 0; i < inputs; i += kSteps * kStepInputs, w += kLineBytes) {
+      ME_UNROLL
+      for (int k = 0; k < kRegs; ++k) {
+        Reg weights[N][kSteps];
+        ME_UNROLL
+        for (size_t r = 0; r < N; ++r) {
+          const uint8_t* line = w + r * block_bytes;
+          if (k == 0) read_ahead(line);
+          const Reg bytes = R::load(line + k * kRegBytes);
+          if constexpr (kInt4) {
+            weights[r][0] = R::bit_and(bytes, low_nibble);
+            weights[r][kSteps - 1] = R::bit_and(R::sixteenth(bytes), low_nibble);
+          } else {
+            weights[r][0] = bytes;
+          }
+        }
+        ME_UNROLL
+        for (size_t step = 0; step < kSteps; ++step) {
+          ME_UNROLL
+          for (int t = 0; t < T; ++t) {
+            const Reg a = inputs_of(q[t] + i + step * kStepInputs);
+            ME_UNROLL
+            for (int r = 0; r < N; ++r) acc[r][t][k] = R::dot(acc[r][t][k], weights[r][step], a);
+          }
+        }
+      }
+    }
+    ME_UNROLL
+    for (int r = 0; r < N; ++r) {
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        ME_UNROLL
+        for (int k = 0; k < kRegs; ++k) dot[r * T + t].v[k] = acc[r][t][k];
+      }
+    }
   }
 
   // Steps alternate between two sums where only one token leaves the registers idle.
@@ -74,6 +128,10 @@ struct VnniDot {
 
   template <int T>
   static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    if constexpr (T >= 4) {
+      dot_blocks<T, 1, true>(w, 0, inputs, q, dot);
+      return;
+    }
     const Reg low_nibble = R::set(0x0f0f0f0f);
     Reg low[T][kRegs], high[T][kRegs];
     ME_UNROLL
