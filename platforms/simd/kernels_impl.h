@@ -519,40 +519,71 @@ struct Kernels {
   static ME_INLINE void store_state(const V& v, float* p) { v.store(p); }
   static ME_INLINE void store_state(const V& v, uint16_t* p) { Isa::to_f16(v, p); }
 
-  template <typename State>
-  static ME_INLINE void mamba1_scan_as(const Mamba1ScanArgs& args, State* states) {
+  static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
+
+  // B blocks of channels: the chains of operations behind dt are long, and one block alone would wait
+  // for them. `first`: the state is not in the cache yet.
+  template <int B, typename State>
+  static ME_INLINE void mamba1_token(const Mamba1ScanArgs& args, State* state, const float* a,
+                                     const uint8_t* ahead, size_t at, size_t t, bool first) {
     const size_t n_state = args.d_state;
-    const uint8_t* ahead = args.tokens == 1 ? args.ahead : nullptr;
-    for (size_t block = 0; block < args.blocks; ++block) {
-      State* state = states + block * n_state * kLanes;
-      const float* a = args.a + block * n_state * kLanes;
-      const size_t at = block * kLanes;
-      const V skip = V::load(args.d + at);
-      const V bias = V::load(args.dt_bias + at);
-      for (size_t t = 0; t < args.tokens; ++t) {
-        const V dt = V::softplus(V::load(args.dt + t * args.dt_stride + at) + bias);
-        const V x = V::load(args.x + t * args.x_stride + at);
-        const V gate = silu(V::load(args.z + t * args.z_stride + at));
-        const float* b = args.b + t * args.bc_stride;
-        const float* c = args.c + t * args.bc_stride;
-        const V dt_x = dt * x;
-        V y = skip * x;
-        for (size_t n = 0; n < n_state; ++n) {
-          read_ahead(state + n * kLanes);
-          read_ahead(a + n * kLanes);
+    V dt[B], dt_x[B], y[B];
+    ME_UNROLL
+    for (size_t i = 0; i < B; ++i) {
+      const size_t lane = at + i * kLanes;
+      const V x = V::load(args.x + t * args.x_stride + lane);
+      const V step =
+          V::softplus(V::load(args.dt + t * args.dt_stride + lane) + V::load(args.dt_bias + lane));
+      dt[i] = step * V::broadcast(kLog2E);  // exp(step * a) = 2^(dt * a)
+      dt_x[i] = step * x;
+      y[i] = V::load(args.d + lane) * x;
+    }
+    const float* b = args.b + t * args.bc_stride;
+    const float* c = args.c + t * args.bc_stride;
+    const auto add = [&](size_t n, auto with_ahead) {
+      const V b_n = V::broadcast(b[n]), c_n = V::broadcast(c[n]);
+      ME_UNROLL
+      for (size_t i = 0; i < B; ++i) {
+        const size_t offset = (i * n_state + n) * kLanes;
+        if constexpr (with_ahead()) {
+          read_ahead(state + offset);
+          read_ahead(a + offset);
           if (ahead != nullptr) {
             __builtin_prefetch(ahead, 0, 2);
             __builtin_prefetch(ahead + kLineBytes, 0, 2);
             ahead += kScanAhead;
           }
-          const V decay = V::exp(dt * V::load(a + n * kLanes));
-          const V h = V::fma(decay, load_state(state + n * kLanes), dt_x * V::broadcast(b[n]));
-          store_state(h, state + n * kLanes);
-          y = V::fma(V::broadcast(c[n]), h, y);
         }
-        (y * gate).store(args.y + t * args.y_stride + at);
+        const V decay = V::decay(dt[i], V::load(a + offset));
+        const V h = V::fma(decay, load_state(state + offset), dt_x[i] * b_n);
+        store_state(h, state + offset);
+        y[i] = V::fma(c_n, h, y[i]);
       }
+    };
+    if (first) {
+      for (size_t n = 0; n < n_state; ++n) add(n, std::true_type{});
+    } else {
+      for (size_t n = 0; n < n_state; ++n) add(n, std::false_type{});
     }
+    ME_UNROLL
+    for (size_t i = 0; i < B; ++i) {
+      const size_t lane = at + i * kLanes;
+      const V gate = silu(V::load(args.z + t * args.z_stride + lane));
+      (y[i] * gate).store(args.y + t * args.y_stride + lane);
+    }
+  }
+
+  template <typename State>
+  static ME_INLINE void mamba1_scan_as(const Mamba1ScanArgs& args, State* states) {
+    const bool has_ahead = args.ahead != nullptr && args.tokens == 1;
+    in_blocks<kScanBlocks>(args.blocks, [&](auto n, size_t block) {
+      const size_t states_before = block * args.d_state;
+      const uint8_t* ahead = has_ahead ? args.ahead + states_before * kScanAhead : nullptr;
+      for (size_t t = 0; t < args.tokens; ++t) {
+        mamba1_token<n()>(args, states + states_before * kLanes, args.a + states_before * kLanes,
+                          ahead, block * kLanes, t, t == 0);
+      }
+    });
   }
 
   static void mamba1_scan(const Mamba1ScanArgs& args) {
