@@ -904,6 +904,9 @@ TEST_P(Kernels, ConvSilu) {
   }
 }
 
+// Tables take four, two or one at a time.
+constexpr size_t kScanBlocks = 7;
+
 struct ScanData {
   size_t blocks, d_state, tokens, channels;
   Floats state, a, d, bias, dt, b, c, x, z, y;
@@ -976,7 +979,7 @@ TEST_P(Kernels, Mamba1Scan) {
       for (const float dt_size : {0.5f, 30.0f, 1e3f}) {
         SCOPED_TRACE(testing::Message()
                      << "d_state " << d_state << " tokens " << tokens << " dt " << dt_size);
-        ScanData s(2, d_state, tokens);
+        ScanData s(kScanBlocks, d_state, tokens);
         fill(s.state, -1, 1);
         for (float& v : s.a) v = -std::exp(uniform(-3, 4));
         fill(s.d, -1, 1);
@@ -1026,7 +1029,7 @@ TEST_P(Kernels, Mamba1Scan) {
         }
         // Token by token and block by block, with y in the place of x.
         Floats state = start, x = s.x;
-        for (size_t block = 0; block < 2; ++block) {
+        for (size_t block = 0; block < kScanBlocks; ++block) {
           for (size_t t = 0; t < tokens; ++t) {
             Mamba1ScanArgs one = s.mamba1();
             one.state = state.data() + block * d_state * 16;
@@ -1082,7 +1085,7 @@ TEST_P(Kernels, Mamba2Scan) {
   for (const size_t d_state : Sizes{1, 3, 8, 16, 24, 64, 128}) {
     for (const size_t tokens : Sizes{1, 2, 5, 9}) {
       SCOPED_TRACE(testing::Message() << "d_state " << d_state << " tokens " << tokens);
-      ScanData s(2, d_state, tokens);
+      ScanData s(kScanBlocks, d_state, tokens);
       fill(s.state, -1, 1);
       fill(s.d, -1, 1);
       fill(s.dt, 0, 2);
@@ -1116,7 +1119,7 @@ TEST_P(Kernels, Mamba2Scan) {
           ASSERT_LE(std::fabs(s.state[s.at(ch, n)] - h[n]), e[n]);
       }
       Floats state = start, x = s.x;
-      for (size_t block = 0; block < 2; ++block) {
+      for (size_t block = 0; block < kScanBlocks; ++block) {
         for (size_t t = 0; t < tokens; ++t) {
           Mamba2ScanArgs one = s.mamba2(decay);
           one.state = state.data() + block * d_state * 16;
@@ -1170,7 +1173,7 @@ void check_half_state(const ScanData& s, const Floats& start, Scan scan, const A
 TEST_P(Kernels, Mamba1ScanInHalf) {
   for (const size_t d_state : Sizes{1, 8, 16, 24}) {
     for (const size_t tokens : Sizes{1, 2, 7}) {
-      ScanData s(2, d_state, tokens);
+      ScanData s(kScanBlocks, d_state, tokens);
       for (float& v : s.a) v = -std::exp(uniform(-3, 2));
       fill(s.d, -1, 1);
       fill(s.bias, -5, 1);
@@ -1197,7 +1200,7 @@ TEST_P(Kernels, Mamba1ScanInHalf) {
 TEST_P(Kernels, Mamba2ScanInHalf) {
   for (const size_t d_state : Sizes{1, 16, 24, 128}) {
     for (const size_t tokens : Sizes{1, 2, 7}) {
-      ScanData s(2, d_state, tokens);
+      ScanData s(kScanBlocks, d_state, tokens);
       fill(s.d, -1, 1);
       fill(s.dt, 0, 2);
       fill(s.b, -1, 1);
