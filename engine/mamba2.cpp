@@ -81,16 +81,19 @@ void run_mamba2(const Step& step, uint32_t layer) {
     for (size_t c = first; c < end;) {
       const size_t group = c / l.segment_padded, start = group * l.segment_padded;
       const size_t stop = std::min(end, start + l.segment_padded), n = stop - c;
-      for (size_t t = 0; t < tokens; ++t) {
-        const float* dt = b.proj + t * stride + l.in_dt;
-        const float* decay = b.head_decay + t * l.heads;
-        for (size_t j = c; j < stop; ++j) {
-          // Padding channels take the last head's dt; their x is zero.
-          const size_t in_group = std::min((j - start) / config.headdim, heads_per_group - 1);
-          const size_t head = group * heads_per_group + in_group;
-          b.dt[t * l.inner + j] = dt[head];
-          b.decay[t * l.inner + j] = decay[head];
+      // Every channel gets its head's dt and decay. Padding channels take the last head's; their x
+      // is zero.
+      for (size_t j = c; j < stop;) {
+        const size_t in_group = std::min((j - start) / config.headdim, heads_per_group - 1);
+        const size_t head = group * heads_per_group + in_group;
+        const size_t next = in_group + 1 < heads_per_group
+                                ? std::min(stop, start + (in_group + 1) * config.headdim)
+                                : stop;
+        for (size_t t = 0; t < tokens; ++t) {
+          std::fill_n(b.dt + t * l.inner + j, next - j, b.proj[t * stride + l.in_dt + head]);
+          std::fill_n(b.decay + t * l.inner + j, next - j, b.head_decay[t * l.heads + head]);
         }
+        j = next;
       }
       Mamba2ScanArgs scan;
       scan.d = w.d + c;
