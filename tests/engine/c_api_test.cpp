@@ -430,7 +430,7 @@ TEST_P(CApi, StateInHalfPrecision) {
 // gets alone.
 TEST_P(CApi, BatchesGiveEachTextWhatItGetsAlone) {
   for (const int threads : {1, 2}) {
-    for (const size_t n : {1, 3, 8, 17}) {
+    for (const size_t n : std::initializer_list<size_t>{1, 3, 8, 17}) {
       Options lead_options = kDefaults;
       lead_options.n_threads = threads;
       lead_options.batch = 17;

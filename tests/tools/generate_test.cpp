@@ -122,7 +122,7 @@ TEST(Generate, ParallelContinuationsAreWhatEachWouldBeAlone) {
                                       std::to_string(7 + i)};
       one.insert(one.end(), more.begin(), more.end());
       const Json alone = json_of(one);
-      const Json& mine = all["continuations"][i];
+      const Json& mine = all["continuations"][static_cast<size_t>(i)];
       for (const char* key : {"text", "tokens", "stop_reason"}) EXPECT_EQ(mine[key], alone[key]);
       printed += "==> " + std::to_string(i + 1) + " of 3, seed " + std::to_string(7 + i) + "\n" +
                  out_of(one);
