@@ -77,12 +77,13 @@ TEST(ThreadPool, PublishesBetweenJobs) {
 TEST(ThreadPool, KeepsEveryThreadInItsOwnRun) {
   PoolOwner pool(3);
   const pthread_t caller = pthread_self();
+  size_t seen = 0;
   for (int job = 0; job < 200; ++job) {
     std::vector<size_t> mine;
     pool.run(99, [&](size_t i) {
       if (pthread_equal(pthread_self(), caller) != 0) mine.push_back(i);
     });
-    ASSERT_FALSE(mine.empty());
+    seen += mine.size();              // none, where the system ran only the others meanwhile
     if (mine.size() == 99) continue;  // the others were left out, or slept
     for (size_t i = 1; i < mine.size(); ++i) {
       if (mine[i - 1] < 33 && mine[i] < 33) {
@@ -94,6 +95,7 @@ TEST(ThreadPool, KeepsEveryThreadInItsOwnRun) {
       }
     }
   }
+  EXPECT_GT(seen, 0u);
 }
 
 TEST(ThreadPool, UsesItsWorkers) {
