@@ -132,28 +132,36 @@ TEST(ThreadPool, WaitsForAPieceThatAWorkerHolds) {
 }
 
 // A worker that loses its core in the middle of a piece is left out of the jobs that follow at once,
-// and asked again later.
+// and asked again later. A busy system may hide that once, by taking the caller's core as well.
 TEST(ThreadPool, LeavesOutAWorkerThatLostItsCore) {
-  PoolOwner pool(2);
   const pthread_t caller = pthread_self();
-  const auto worker_pieces = [&](bool meet) {
+  PoolOwner pool(2);
+  // Pieces that the worker did. With `stall` the caller waits until it has begun one, which then
+  // takes 40 ms.
+  const auto worker_pieces = [&](bool stall) {
     std::atomic<int> theirs{0};
-    std::atomic<bool> worker_in{false};
     pool.run(4, [&](size_t) {
       if (pthread_equal(pthread_self(), caller) == 0) {
-        worker_in.store(true);
-        if (theirs.fetch_add(1) == 0 && meet) usleep(40000);
+        if (theirs.fetch_add(1) == 0 && stall) usleep(40000);
       } else {
-        while (meet && !worker_in.load()) std::this_thread::yield();
+        const uint64_t end = monotonic_ns() + 100000000;
+        while (stall && theirs.load() == 0 && monotonic_ns() < end) std::this_thread::yield();
       }
     });
     return theirs.load();
   };
-  ASSERT_GT(worker_pieces(true), 0);  // this one stalls for 40 ms
-  EXPECT_EQ(worker_pieces(false), 0);
-  EXPECT_EQ(worker_pieces(false), 0);
-  usleep(30000);
-  EXPECT_GT(worker_pieces(true), 0);
+  bool left_out = false;
+  for (int attempt = 0; attempt < 20 && !left_out; ++attempt) {
+    usleep(700000);  // whatever came before is forgotten
+    left_out = worker_pieces(true) > 0 && worker_pieces(false) == 0 && worker_pieces(false) == 0;
+  }
+  EXPECT_TRUE(left_out);
+  bool asked_again = false;
+  for (int attempt = 0; attempt < 20 && !asked_again; ++attempt) {
+    usleep(700000);
+    asked_again = worker_pieces(true) > 0;
+  }
+  EXPECT_TRUE(asked_again);
 }
 
 TEST(ThreadPool, StartsAndEndsCleanly) {
