@@ -253,7 +253,7 @@ struct Kernels {
   static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
                                          size_t tokens, float* out, size_t out_stride) {
     in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
-      constexpr int kTogether = n() == Isa::kIntTokens ? R : 1;
+      constexpr int kTogether = 1 + static_cast<int>(n() == Isa::kIntTokens) * (R - 1);
       for (size_t k = r; k < r + R; k += kTogether) {
         quantised_rows<n(), kTogether, kInt4>(w.data + k * w.row_block_bytes, w.row_block_bytes,
                                               w.shape, x, t, w.scale, out + k * kTileRows,
