@@ -117,7 +117,7 @@ typedef struct mamba_edge_session_options {
                 speed, never the results */
   mamba_edge_parallel_for parallel_for; /* the caller's pool; NULL: the session starts its own */
   void* parallel_for_user;
-  mamba_edge_state_type state_type;
+  int state_type; /* a mamba_edge_state_type */
   int batch; /* texts that mamba_edge_step_batch may take with this session in the lead; 0: none */
 } mamba_edge_session_options;
 

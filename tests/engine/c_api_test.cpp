@@ -567,8 +567,7 @@ TEST(CApiArguments, Sessions) {
 TEST(CApiArguments, UnknownStateType) {
   const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
   Options options = kDefaults;
-  const int unknown = 7;
-  std::memcpy(&options.state_type, &unknown, sizeof unknown);
+  options.state_type = 7;
   mamba_edge_session* session = nullptr;
   mamba_edge_error error;
   EXPECT_EQ(mamba_edge_session_create(model.get(), &options, nullptr, 0, &session, &error),
