@@ -2,6 +2,7 @@
 // place: large tensors inflate in parallel, frame by frame; raw ones are mapped.
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -62,7 +63,8 @@ Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n
   shared.jobs = jobs;
   void* memory = nullptr;
   ThreadPool* pool = nullptr;
-  if (n_threads > 1 && n_jobs > 1) {
+  n_threads = static_cast<int>(std::min(static_cast<size_t>(std::max(n_threads, 1)), n_jobs));
+  if (n_threads > 1) {
     // A pool that cannot be had is no reason to fail: one thread can do it all.
     memory = std::aligned_alloc(
         kBlockAlign, round_up<size_t>(ThreadPool::required_bytes(n_threads), kBlockAlign));
