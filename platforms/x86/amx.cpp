@@ -19,7 +19,9 @@
 // order, so tokens have the same bits here and there.
 #include "platforms/tables.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AVX512F__) && \
+// Clang before 17 spells two of the names without the second underscore.
+#if (defined(__AMX_TILE__) || defined(__AMXTILE__)) && \
+    (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__AVX512F__) && \
     defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
