@@ -152,7 +152,7 @@ void quantise(benchmark::State& state, const KernelTable* k) {
   Buffer<int8_t> q(kN);
   Buffer<int32_t> sum(kN / 64);
   for (auto _ : state) {
-    k->quantise_i8(x.data(), kN, 64, q.data(), scale.data(), sum.data());
+    k->quantise_i8(x.data(), kN, 64, 64, q.data(), scale.data(), sum.data());
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) * static_cast<int64_t>(kN));

@@ -271,7 +271,7 @@ uint64_t ContainerWriter::finish() {
         .put(t.shape.cols)
         .put(t.shape.group)
         .put(t.scale);
-    directory.put(uint32_t{0});
+    directory.put(t.shape.rotation);
     directory.put_blob(t.blob);
     name_offset += name_bytes;
   }

@@ -383,7 +383,12 @@ class Converter {
       report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " +
                                  type_name(type) + " cannot express; they become 0");
     }
-    const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, o_.group_size);
+    // The engine looks rows of the embedding up, and gives the head activations of 16 bits.
+    const bool vocabulary = is_vocabulary(spec.role);
+    const uint32_t group =
+        vocabulary ? o_.vocabulary_group_size.value_or(vocabulary_group(type, o_.group_size))
+                   : o_.group_size;
+    const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, group, !vocabulary);
     const size_t block_bytes = shape.row_block_bytes();
     const float scale = matrix_scale(type, max_abs);
 
@@ -402,6 +407,7 @@ class Converter {
         if (nonfinite && is_grouped(type)) {
           for (float& v : values) v = std::isfinite(v) ? v : 0.0f;
         }
+        if (shape.rotation != 0) rotate_weights(shape.rotation, values.data(), values.size());
         Panel& panel = work[i];
         panel.raw.resize(panel_blocks(first + i) * block_bytes);
         for (size_t b = 0; b < panel_blocks(first + i); ++b) {

@@ -23,8 +23,10 @@ struct Options {
   std::optional<WeightType> embedding_type,
       head_type;             // default: type; tied: one matrix, so both must agree
   uint32_t group_size = 64;  // a multiple of 16, 16 to 256
-  int zstd_level = 3;        // as zstd counts, 1 to 22
-  bool store = false;        // keep tensors raw, for mapping
+  std::optional<uint32_t>
+      vocabulary_group_size;  // of embedding and head; default: vocabulary_group()
+  int zstd_level = 3;         // as zstd counts, 1 to 22
+  bool store = false;         // keep tensors raw, for mapping
   int threads = 1;
   bool allow_nonfinite =
       false;  // NaN and infinities in weights are kept (fp32, fp16) or refused (others)

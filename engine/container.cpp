@@ -400,8 +400,11 @@ Status Container::check_tensors() {
     }
     Blob blob;
     ME_TRY(parse_blob(tensors_ + size_t{i} * kTensorBytes + 40, name, &blob));
-    const MatrixShape shape{static_cast<WeightType>(type), rows, cols, group};
+    const uint32_t rotation = cursor.u32();
+    const MatrixShape shape{static_cast<WeightType>(type), rows, cols, group, rotation};
     const bool grouped = is_grouped(shape.type);
+    const bool can_rotate = rotation >= kGroupMultiple && rotation <= kMaxRotation &&
+                            std::has_single_bit(rotation) && is_quantised(shape.type);
     // Bounds first, so that the products below cannot overflow: 2^32 rows x 2^24 columns x 4 bytes
     // < 2^63.
     const bool sane = is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols &&
@@ -410,10 +413,11 @@ Status Container::check_tensors() {
                       (grouped ? group % kGroupMultiple == 0 && group > 0 && group <= kMaxGroup &&
                                      cols % group == 0 && cols - logical_cols < group
                                : group == 1 && cols == logical_cols) &&
+                      (rotation == 0 || (can_rotate && group % rotation == 0)) &&
                       (is_matrix == 1 || (shape.type == WeightType::f32 && cols == 1));
     if (!sane) {
-      return damaged("tensor \"%.*s\" has an impossible shape: %u x %u (%u), group %u", width,
-                     name.data(), rows, logical_cols, cols, group);
+      return damaged("tensor \"%.*s\" has an impossible shape: %u x %u (%u), group %u, rotation %u",
+                     width, name.data(), rows, logical_cols, cols, group, rotation);
     }
     const uint64_t expected = is_matrix ? shape.bytes() : vector_bytes(rows);
     if (blob.raw_bytes != expected) {
@@ -468,6 +472,7 @@ TensorEntry Container::tensor(uint32_t index) const {
   t.shape.cols = cursor.u32();
   t.shape.group = cursor.u32();
   t.scale = cursor.f32();
+  t.shape.rotation = cursor.u32();
   const Status parsed = parse_blob(p + 40, t.name, &t.blob);  // checked when the file was opened
   if (!parsed.ok()) t.blob = {};
   return t;

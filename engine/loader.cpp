@@ -132,6 +132,10 @@ class Loader {
                            "%s: tensor \"%s\" is %u x %u; the config implies %u x %u", c_.path(),
                            name, entry->shape.rows, entry->logical_cols, spec.rows, spec.cols);
     }
+    if (entry->shape.rotation != 0 && is_vocabulary(spec.role)) {
+      return Status::error(MAMBA_EDGE_UNSUPPORTED, "%s: tensor \"%s\" is rotated; it must not be",
+                           c_.path(), name);
+    }
     if (!spec.quantisable && entry->shape.type != WeightType::f32) {
       return Status::error(MAMBA_EDGE_UNSUPPORTED,
                            "%s: tensor \"%s\" is stored as %s; it must be fp32", c_.path(), name,

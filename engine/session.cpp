@@ -13,7 +13,6 @@ namespace {
 
 constexpr uint32_t kMaxChunk = 4096;
 constexpr int kMaxThreads = 256;
-constexpr uint32_t kLogitRows = 8;
 
 // Saved states: "MEST", version, fingerprint, position, then logits and state as floats.
 constexpr char kStateMagic[4] = {'M', 'E', 'S', 'T'};
@@ -114,7 +113,6 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   b.dt = arena.take<float>(chunk * l.inner);
   take_activations(arena, chunk, model.config.d_model, model.to_in_proj, &b.normed);
   take_activations(arena, chunk, l.inner, model.to_out_proj, &b.y);
-  take_activations(arena, chunk, model.config.d_model, model.to_head, &b.final);
   if (model.config.is_mamba2()) {
     b.decay = arena.take<float>(chunk * l.inner);
     b.head_decay = arena.take<float>(chunk * l.heads);
@@ -125,6 +123,8 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
     b.dbc = arena.take<float>(chunk * l.x_proj_rows);
   }
   b.logit_rows = static_cast<uint32_t>(std::min<size_t>(chunk, kLogitRows));
+  const size_t head_rows = b.logit_rows * (model.to_head.groups > 0 ? 2 : 1);
+  take_activations(arena, head_rows, model.config.d_model, model.to_head, &b.final);
   b.logit_stride = round_up<size_t>(model.config.n_vocab, kTileRows);
   b.logits = arena.take<float>(b.logit_rows * b.logit_stride);
   if (options.batch > 0) b.batch_logits = arena.take<float>(b.logit_rows * b.logit_stride);

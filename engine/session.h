@@ -25,6 +25,8 @@ struct SessionOptions {
   void* parallel_for_user = nullptr;
 };
 
+constexpr uint32_t kLogitRows = 8;  // of Buffers::logits, at most
+
 // Activations that some matrix reads: as floats, and quantised where that matrix is quantised.
 struct Activations {
   float* x = nullptr;  // [chunk][stride], padding zero
@@ -47,8 +49,9 @@ struct Buffers {
   float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
   float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
   Activations y;                // input of out_proj, [inner]
-  Activations final;            // input of the head, [d_model]
-  float* logits = nullptr;      // [logit_rows][logit_stride]
+  Activations final;        // input of the head, [d_model]; rows are [logit_rows], twice as many
+                            // where the head is quantised: see Step::project_head
+  float* logits = nullptr;  // [logit_rows][logit_stride]
   size_t logit_stride = 0;
   float* batch_logits = nullptr;  // [logit_rows][logit_stride]; only where there is a batch
   uint32_t logit_rows = 0;        // rows computed together when all are asked for

@@ -59,9 +59,25 @@ void Step::quantise(const Matrix& w, const Activations& in, size_t begin, size_t
   const size_t stop = std::min<size_t>(round_up(end, group), w.shape.cols);
   for (size_t t = 0; t < tokens; ++t) {
     const size_t at = t * in.q.group_stride + begin / group;
-    kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group,
+    kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group, w.shape.rotation,
                         in.q.q + t * in.q.stride + begin, in.q.scale + at, in.q.sum + at);
   }
+}
+
+void Step::quantise_rest(const Matrix& w, const Activations& in) const {
+  Activations rest = in;
+  rest.x += tokens * in.stride;
+  rest.q.q += tokens * in.q.stride;
+  rest.q.scale += tokens * in.q.group_stride;
+  rest.q.sum += tokens * in.q.group_stride;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t i = 0; i < w.shape.cols; ++i) {
+      const float scale = in.q.scale[t * in.q.group_stride + i / w.shape.group];
+      const auto q = static_cast<float>(in.q.q[t * in.q.stride + i]);
+      rest.x[t * in.stride + i] = in.x[t * in.stride + i] - scale * q;
+    }
+  }
+  quantise(w, rest, 0, w.shape.cols);
 }
 
 void Step::matmul(const Matrix& w, const Activations& in, size_t begin, size_t end, float* out,
@@ -145,22 +161,35 @@ void Step::run_layers(const int32_t* ids) const {
 
 void Step::project_head(size_t first, size_t n, float* logits, size_t stride) const {
   const Matrix& w = model.weights.head;
-  Step head(session, n);
-  Activations in = b.final;
-  in.x += first * in.stride;
-  if (is_quantised(w.shape.type)) {
-    in.q.q += first * in.q.stride;
-    in.q.scale += first * in.q.group_stride;
-    in.q.sum += first * in.q.group_stride;
-  }
-  const float* residual = b.residual + first * b.model_stride;
-  head.norm_rows(model.weights.final_norm, model.weights.final_norm_bias, w, residual, in);
+  const Step rows(session, n);
+  rows.norm_rows(model.weights.final_norm, model.weights.final_norm_bias, w,
+                 b.residual + first * b.model_stride, b.final);
+  const bool quantised = is_quantised(w.shape.type);
+  if (quantised) rows.quantise_rest(w, b.final);
+
+  const Step both(session, quantised ? 2 * n : n);
   const size_t blocks = w.shape.row_blocks();
   const size_t per_piece = kHeadRowsPerPiece / kTileRows;
   const Ahead next = ahead(model.weights.layers[0].in_proj, kRowsPerPiece);
-  head.parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
-    const size_t begin = piece * per_piece;
-    head.matmul(w, in, begin, std::min(begin + per_piece, blocks), logits, stride);
+  parallel((blocks + per_piece - 1) / per_piece, next, [&](size_t piece) {
+    const size_t begin = piece * per_piece, end = std::min(begin + per_piece, blocks);
+    if (!quantised) {
+      rows.matmul(w, b.final, begin, end, logits, stride);
+      return;
+    }
+    constexpr size_t kBlocks = 4;
+    alignas(kBlockAlign) float product[2 * kLogitRows * kBlocks * kTileRows];
+    for (size_t block = begin; block < end; block += kBlocks) {
+      const size_t count = std::min(kBlocks, end - block), width = count * kTileRows;
+      Matrix part = w;
+      part.data += block * w.row_block_bytes;
+      both.matmul(part, b.final, 0, count, product, width);
+      for (size_t t = 0; t < n; ++t) {
+        const float *high = product + t * width, *low = high + n * width;
+        float* out = logits + t * stride + block * kTileRows;
+        for (size_t i = 0; i < width; ++i) out[i] = high[i] + low[i];
+      }
+    }
   });
 }
 

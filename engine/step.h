@@ -80,6 +80,10 @@ struct Step {
   // counts as complete with the last piece.
   void quantise(const Matrix& w, const Activations& in, size_t begin, size_t end) const;
 
+  // Makes rows [tokens, 2 * tokens) of `in` what the quantised rows before them leave of the floats, and
+  // quantises those. w is not rotated.
+  void quantise_rest(const Matrix& w, const Activations& in) const;
+
   // out[t][row] for row blocks [begin, end) of w, all tokens.
   void matmul(const Matrix& w, const Activations& in, size_t begin, size_t end, float* out,
               size_t out_stride) const;
@@ -90,7 +94,9 @@ struct Step {
   // All layers: token ids in, residual stream out.
   void run_layers(const int32_t* ids) const;
 
-  // The head for the rows [first, first + n) of the residual stream.
+  // The head for the rows [first, first + n) of the residual stream. The head is read at most once per
+  // token and computed for few of a prompt, so a quantised one takes activations of 16 bits: each row
+  // twice, as int8 and as int8 of what that left over, as if they were two tokens.
   void project_head(size_t first, size_t n, float* logits, size_t stride) const;
 
   // One norm row per token, in [tokens][b.model_stride] -> out (floats and, for `reader`,

@@ -70,6 +70,11 @@ struct TensorSpec {
   uint32_t cols;     // 1 for vectors
 };
 
+// The embedding and the head, which are one matrix in a tied model.
+constexpr bool is_vocabulary(TensorRole role) {
+  return role == TensorRole::embedding || role == TensorRole::head;
+}
+
 // Elements of the published tensor: without padding, D as the checkpoint has it.
 int64_t published_elements(const ModelConfig& config, const TensorSpec& spec);
 

@@ -43,13 +43,15 @@ struct QuantisedRows {
 
 constexpr float kTinyActivation = 0x1p-100f;
 
-// Quantises one row of `n` floats (n a multiple of group, group of kGroupMultiple) in groups: scale
+// Quantises one row of `n` floats (n a multiple of group, group of kGroupMultiple) in groups, after the
+// transform x <- H x of every `rotation` of them (quant/blocks.h; 0: none; a divisor of group), which
+// takes log2(rotation) roundings of sums of magnitudes no larger than sum |x|: scale
 // = max|x| / 127, q = x / scale rounded to nearest (ties to even), sum = sum of q; an all-zero
 // group has scale 0 and q 0. |x - scale * q| <= scale * (0.5 + 2^-15). A group whose max|x| is
 // below kTinyActivation counts as all zero, so that no scale is subnormal. A group that holds NaN
 // or an infinity (which only a damaged model makes) has scale NaN and q 0, so it stays visible.
-using QuantiseI8 = void(const float* x, size_t n, size_t group, int8_t* q, float* scale,
-                        int32_t* sum);
+using QuantiseI8 = void(const float* x, size_t n, size_t group, size_t rotation, int8_t* q,
+                        float* scale, int32_t* sum);
 
 // out[t * out_stride + row] for the rows of row blocks [begin, end) and t in [0, tokens):
 //   sum over groups g of (weight_scale[g][row] * act_scale[t][g]) * (int32 dot of the group), times

@@ -14,6 +14,11 @@
 //   int16  binary16 scale [n][16], padded to 64   value = scale * i16; float activations
 //          int16 [cols][16]                       16 bits for weights that are not exact in binary16
 //
+// Rotation: where a matrix has one, B = 16, 32 or 64 inputs, each run of B inputs of a row is stored
+// as its Walsh-Hadamard transform, w' = w H / B with H[i][j] = (-1)^popcount(i & j), and multiplies
+// activations transformed likewise, x' = H x; H H = B, so w' x' = w x. It spreads outliers over
+// their group, which the few bits of a group's integers then resolve better.
+//
 // All values are also multiplied by the matrix's own float `scale`, a power of two that keeps the
 // binary16 numbers in their normal range. A step is one AVX-512 `vpdpbusd`, two AVX2 halves or four
 // NEON `sdot` by lane against a broadcast of 4 activations, and 16 steps (G = 64) are one AMX B
@@ -30,6 +35,7 @@ constexpr uint32_t kStepInputs = 4;      // consecutive inputs of a row in one s
 constexpr uint32_t kGroupMultiple = 16;  // a group is a multiple of this
 constexpr uint32_t kMaxGroup = 256;      // 256 * 255 * 127 * 2 stays far inside int32
 constexpr uint32_t kBlockAlign = 64;
+constexpr uint32_t kMaxRotation = 64;  // inputs; a rotation is 0 (none) or a power of two from 16
 
 // Numbers are part of the container format and never change.
 enum class WeightType : uint32_t { f32 = 1, f16 = 2, int8 = 3, int4 = 4, int16 = 5 };
@@ -66,12 +72,19 @@ constexpr T round_up(T value, T multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// The longest rotation for groups of this many inputs.
+constexpr uint32_t rotation_of(uint32_t group) {
+  const uint32_t largest = group & ~(group - 1);  // power of two that divides it
+  return largest < kMaxRotation ? largest : kMaxRotation;
+}
+
 // Layout of one matrix. `cols` counts the padded inputs; group is 1 for types without groups.
 struct MatrixShape {
   WeightType type = WeightType::f32;
-  uint32_t rows = 0;   // logical
-  uint32_t cols = 0;   // padded to a multiple of group
-  uint32_t group = 1;  // inputs that share a scale
+  uint32_t rows = 0;      // logical
+  uint32_t cols = 0;      // padded to a multiple of group
+  uint32_t group = 1;     // inputs that share a scale
+  uint32_t rotation = 0;  // inputs that are rotated together, a divisor of group; 0: none
 
   constexpr uint32_t row_blocks() const { return (rows + kTileRows - 1) / kTileRows; }
   constexpr uint32_t groups() const { return cols / group; }

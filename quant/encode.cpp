@@ -99,10 +99,11 @@ double EncodeError::relative_rms() const {
   return sum_squares > 0 ? std::sqrt(sum_square_errors / sum_squares) : 0;
 }
 
-MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group) {
+MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
+                         bool rotated) {
   if (!is_grouped(type)) return {type, rows, cols, 1};
   const uint32_t g = std::min(group, round_up(cols, kGroupMultiple));
-  return {type, rows, round_up(cols, g), g};
+  return {type, rows, round_up(cols, g), g, rotated && is_quantised(type) ? rotation_of(g) : 0};
 }
 
 float matrix_scale(WeightType type, float max_abs) {
@@ -122,6 +123,25 @@ bool has_half_significands(const float* values, size_t n) {
   uint32_t low_bits = 0;
   for (size_t i = 0; i < n; ++i) low_bits |= std::bit_cast<uint32_t>(values[i]);
   return (low_bits & 0x1FFFu) == 0;  // a float32 has 13 more bits than a binary16
+}
+
+void rotate_weights(uint32_t rotation, float* values, size_t n) {
+  const double factor = 1.0 / rotation;
+  double block[kMaxRotation];
+  for (size_t begin = 0; begin < n; begin += rotation) {
+    std::copy_n(values + begin, rotation, block);
+    for (uint32_t span = 1; span < rotation; span *= 2) {
+      for (uint32_t i = 0; i < rotation; ++i) {
+        if ((i & span) != 0) continue;
+        const double a = block[i], b = block[i + span];
+        block[i] = a + b;
+        block[i + span] = a - b;
+      }
+    }
+    for (uint32_t i = 0; i < rotation; ++i) {
+      values[begin + i] = static_cast<float>(block[i] * factor);
+    }
+  }
 }
 
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,

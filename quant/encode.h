@@ -12,8 +12,15 @@ namespace mamba_edge {
 
 // The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is
 // narrower than that, its whole width rounded up to 16; 1 for fp32 and fp16. `group` is a multiple
-// of 16, 16 to 256.
-MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group);
+// of 16, 16 to 256. `rotated`: quantised types are, by the longest rotation that divides the group.
+MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
+                         bool rotated = false);
+
+// The group of embedding and head where nothing else is asked for. At 8 bits their rounding is the
+// largest error that is left (docs/decisions/0008-rotation.md), and half a bit more takes most of it.
+constexpr uint32_t vocabulary_group(WeightType type, uint32_t group) {
+  return type == WeightType::int8 ? kGroupMultiple : group;
+}
 
 // The power of two by which a matrix is scaled so that its binary16 numbers (group scales or
 // weights) are normal, given the largest magnitude in it. 1 for fp32.
@@ -33,8 +40,12 @@ struct EncodeError {
   double relative_rms() const;  // sqrt(sum_square_errors / sum_squares); 0 for an all-zero source
 };
 
+// Replaces n values of a row, a multiple of `rotation`, by what quant/blocks.h stores of them, w H / B.
+void rotate_weights(uint32_t rotation, float* values, size_t n);
+
 // Encodes 16 rows to one row block of shape.row_block_bytes() at `out`.
-// `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite.
+// `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite,
+// and rotated already where shape has a rotation.
 //
 // int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to
 // nearest. int16: the same with 32767. int4: per group and row, the scale that minimises the sum of

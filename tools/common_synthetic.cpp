@@ -166,10 +166,11 @@ void make_synthetic_model(const ModelConfig& config, WeightType type, uint32_t g
   m.weights.layers = new LayerWeights[config.n_layer];
   const uint32_t n = tensor_count(config);
   const auto shape_of = [&](const TensorSpec& spec) {
-    // As mamba-quantize chooses for fp16.
+    // As mamba-quantize chooses.
     const bool keep = type == WeightType::f16 && spec.role == TensorRole::x_proj;
+    const bool vocabulary = is_vocabulary(spec.role);
     return matrix_shape(spec.quantisable && !keep ? type : WeightType::f32, spec.rows, spec.cols,
-                        group);
+                        vocabulary ? vocabulary_group(type, group) : group, !vocabulary);
   };
   for (uint32_t i = 0; i < n; ++i) {
     m.memory_bytes += round_up<uint64_t>(shape_of(tensor_spec(config, i)).bytes(), kBlockAlign);

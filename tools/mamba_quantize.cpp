@@ -21,6 +21,9 @@ std::string recipe(const convert::Options& o) {
   std::string text = format("--type %s --group-size %u", type_name(o.type), o.group_size);
   if (o.embedding_type) text += std::string(" --embedding-type ") + type_name(*o.embedding_type);
   if (o.head_type) text += std::string(" --head-type ") + type_name(*o.head_type);
+  if (o.vocabulary_group_size) {
+    text += format(" --vocabulary-group-size %u", *o.vocabulary_group_size);
+  }
   if (o.gated_norm_whole) text += " --gated-norm whole";
   if (o.allow_nonfinite) text += " --allow-nonfinite";
   return text;
@@ -86,7 +89,7 @@ int run(int argc, char** argv) {
                "mamba-quantize"};
   std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto",
                              tokenizer;
-  int64_t group_size = 64, zstd_level = 3, threads = default_threads();
+  int64_t group_size = 64, vocabulary_group_size = 0, zstd_level = 3, threads = default_threads();
   bool store = false, json = false, allow_nonfinite = false, verbose = false;
   app.add_option("INPUT", input,
                  "a folder with config.json (or params.json) and weights, or one weights file in "
@@ -98,6 +101,8 @@ int run(int argc, char** argv) {
   app.add_option("--head-type", head_type, "of the output head, if it differs");
   add_integer(app, "--group-size", group_size, 16, 256,
               "inputs that share a scale: a multiple of 16 (default 64)");
+  add_integer(app, "--vocabulary-group-size", vocabulary_group_size, 16, 256,
+              "the same for embedding and head (default 16 for int8, else as --group-size)");
   app.add_option("--gated-norm", gated_norm,
                  "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code "
                  "does; 'whole' all of "
@@ -121,11 +126,15 @@ int run(int argc, char** argv) {
   if (app.count("--embedding-type") > 0)
     o.embedding_type = parse_weight_type("--embedding-type", embedding_type);
   if (app.count("--head-type") > 0) o.head_type = parse_weight_type("--head-type", head_type);
-  if (group_size % kGroupMultiple != 0) {
-    throw UsageError("--group-size " + std::to_string(group_size) +
+  const auto group = [](const char* option, int64_t size) {
+    if (size % kGroupMultiple == 0) return static_cast<uint32_t>(size);
+    throw UsageError(std::string(option) + " " + std::to_string(size) +
                      ": expected a multiple of 16 from 16 to 256");
+  };
+  o.group_size = group("--group-size", group_size);
+  if (app.count("--vocabulary-group-size") > 0) {
+    o.vocabulary_group_size = group("--vocabulary-group-size", vocabulary_group_size);
   }
-  o.group_size = static_cast<uint32_t>(group_size);
   if (gated_norm != "auto" && gated_norm != "whole") {
     throw UsageError("--gated-norm " + gated_norm + ": expected auto or whole");
   }

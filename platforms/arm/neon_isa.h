@@ -63,6 +63,19 @@ struct NeonIsa {
     return r;
   }
 
+  template <int S>
+  static ME_INLINE V swap(const V& x) {
+    return V::make([&](int i) -> float32x4_t {
+      if constexpr (S == 1) {
+        return vrev64q_f32(x.v[i]);
+      } else if constexpr (S == 2) {
+        return vextq_f32(x.v[i], x.v[i], 2);
+      } else {
+        return x.v[i ^ (S / 4)];
+      }
+    });
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const int32x4_t a = vcvtnq_s32_f32(x.v[0]), b = vcvtnq_s32_f32(x.v[1]);
     const int32x4_t c = vcvtnq_s32_f32(x.v[2]), d = vcvtnq_s32_f32(x.v[3]);

@@ -67,6 +67,11 @@ struct GenericIsa {
     return total;
   }
 
+  template <int S>
+  static ME_INLINE V swap(const V& x) {
+    return V::make([&](int i) { return x.v[i ^ S]; });
+  }
+
   template <int T>
   static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {

@@ -7,6 +7,7 @@
 //   V from_f16(p), V from_i16(p): sixteen binary16 numbers (exact) or integers.
 //   to_f16(v, p): rounds to nearest even; what is too large becomes infinity.
 //   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
+//   V swap<S>(x): lane i takes that of lane i ^ S; S = 1, 2, 4, 8.
 //   Ints broadcast_int(v).
 //   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
 //     group of inputs, where a stored byte (nibble) counts as its value plus kZero8 (kZero4).
@@ -53,9 +54,71 @@ struct Kernels {
 
   // ---- quantisation ----
 
-  static void quantise_i8(const float* x, size_t n, size_t group, int8_t* q, float* scale,
-                          int32_t* sum) {
-    for (size_t g = 0; g * group < n; ++g, x += group, q += group) {
+  // Lanes i and i ^ S become their sum and their difference.
+  template <int S>
+  static ME_INLINE V butterfly(const V& x) {
+    alignas(64) static constexpr float kSigns[kLanes] = {1,
+                                                         S & 1 ? -1 : 1,
+                                                         S & 2 ? -1 : 1,
+                                                         S & 3 ? -1 : 1,
+                                                         S & 4 ? -1 : 1,
+                                                         S & 5 ? -1 : 1,
+                                                         S & 6 ? -1 : 1,
+                                                         S & 7 ? -1 : 1,
+                                                         S & 8 ? -1 : 1,
+                                                         S & 9 ? -1 : 1,
+                                                         S & 10 ? -1 : 1,
+                                                         S & 11 ? -1 : 1,
+                                                         S & 12 ? -1 : 1,
+                                                         S & 13 ? -1 : 1,
+                                                         S & 14 ? -1 : 1,
+                                                         S & 15 ? -1 : 1};
+    return V::fma(x, V::load(kSigns), Isa::template swap<S>(x));
+  }
+
+  // to = H from for runs of N * 16 floats.
+  template <int N>
+  static ME_INLINE void rotate_runs(const float* from, size_t n, float* to) {
+    for (size_t i = 0; i < n; i += N * kLanes) {
+      V v[N];
+      ME_UNROLL
+      for (int k = 0; k < N; ++k) v[k] = V::load(from + i + k * kLanes);
+      ME_UNROLL
+      for (int span = 1; span < N; span *= 2) {
+        ME_UNROLL
+        for (int k = 0; k < N; ++k) {
+          if ((k & span) != 0) continue;
+          const V a = v[k], b = v[k + span];
+          v[k] = a + b;
+          v[k + span] = a - b;
+        }
+      }
+      ME_UNROLL
+      for (int k = 0; k < N; ++k) {
+        butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v[k])))).store(to + i + k * kLanes);
+      }
+    }
+  }
+
+  static ME_INLINE void rotate(const float* from, size_t n, size_t rotation, float* to) {
+    if (rotation == 4 * kLanes) {
+      rotate_runs<4>(from, n, to);
+    } else if (rotation == 2 * kLanes) {
+      rotate_runs<2>(from, n, to);
+    } else {
+      rotate_runs<1>(from, n, to);
+    }
+  }
+
+  static void quantise_i8(const float* row, size_t n, size_t group, size_t rotation, int8_t* q,
+                          float* scale, int32_t* sum) {
+    alignas(64) float rotated[kMaxGroup];
+    for (size_t g = 0; g * group < n; ++g, q += group) {
+      const float* x = row + g * group;
+      if (rotation != 0) {
+        rotate(x, group, rotation, rotated);
+        x = rotated;
+      }
       V largest = V::broadcast(0.0f);
       V probe = V::broadcast(0.0f);  // stays zero unless a value is NaN or infinite
       for (size_t i = 0; i < group; i += kLanes) {

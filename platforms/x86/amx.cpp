@@ -20,7 +20,7 @@
 #include "platforms/tables.h"
 
 // Clang before 17 spells two of the names without the second underscore.
-#if (defined(__AMX_TILE__) || defined(__AMXTILE__)) && \
+#if (defined(__AMX_TILE__) || defined(__AMXTILE__)) &&                         \
     (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__AVX512F__) && \
     defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>

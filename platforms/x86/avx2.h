@@ -47,6 +47,20 @@ struct Avx2Lanes {
     return r;
   }
 
+  template <int S>
+  static ME_INLINE V swap(const V& x) {
+    return V::make([&](int i) {
+      const __m256 v = x.v[i];
+      if constexpr (S < 4) {
+        return _mm256_permute_ps(v, S == 1 ? 0xb1 : 0x4e);
+      } else if constexpr (S == 4) {
+        return _mm256_permute2f128_ps(v, v, 1);
+      } else {
+        return x.v[i ^ 1];
+      }
+    });
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const __m256i a = _mm256_cvtps_epi32(x.v[0]);
     const __m256i b = _mm256_cvtps_epi32(x.v[1]);

@@ -43,6 +43,17 @@ struct Avx512Lanes {
     return r;
   }
 
+  template <int S>
+  static ME_INLINE V swap(const V& x) {
+    V r;
+    if constexpr (S < 4) {
+      r.v[0] = _mm512_permute_ps(x.v[0], S == 1 ? 0xb1 : 0x4e);
+    } else {
+      r.v[0] = _mm512_shuffle_f32x4(x.v[0], x.v[0], S == 4 ? 0xb1 : 0x4e);
+    }
+    return r;
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     const __m512i a = _mm512_cvtps_epi32(x.v[0]);
     return store_bytes(_mm512_castsi512_si128(a), _mm512_extracti32x4_epi32(a, 1),

@@ -99,6 +99,18 @@ struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
     return r;
   }
 
+  template <int S>
+  static ME_INLINE V swap(const V& x) {
+    return V::make([&](int i) {
+      if constexpr (S < 4) {
+        const __m128 v = x.v[i];
+        return _mm_shuffle_ps(v, v, S == 1 ? 0xb1 : 0x4e);
+      } else {
+        return x.v[i ^ (S / 4)];
+      }
+    });
+  }
+
   static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
     return store_bytes(_mm_cvtps_epi32(x.v[0]), _mm_cvtps_epi32(x.v[1]), _mm_cvtps_epi32(x.v[2]),
                        _mm_cvtps_epi32(x.v[3]), q);

@@ -303,7 +303,7 @@ struct Lie {
 
 // The parts of a directory entry of a tensor, from its start.
 constexpr size_t kNameBytes = 4, kIsMatrix = 8, kType = 12, kRows = 16, kLogicalCols = 20,
-                 kCols = 24, kGroup = 28, kScale = 32, kBlob = 40;
+                 kCols = 24, kGroup = 28, kScale = 32, kRotation = 36, kBlob = 40;
 constexpr size_t kChecksum = 8, kFirstFrame = 16, kFrames = 20, kEncoding = 24;  // of a blob
 constexpr uint32_t kAll = 0xFFFFFFFFu;
 
@@ -502,6 +502,18 @@ const Lie kLies[] = {
      "impossible shape"},
     {"group_max", [](Image& i) { i.set(i.tensor(0) + kGroup, 0xFFFFFFF0u); }, MAMBA_EDGE_BAD_FORMAT,
      "impossible shape"},
+    {"rotation_8", [](Image& i) { i.set(i.tensor(0) + kRotation, 8u); }, MAMBA_EDGE_BAD_FORMAT,
+     "impossible shape"},
+    {"rotation_24", [](Image& i) { i.set(i.tensor(0) + kRotation, 24u); }, MAMBA_EDGE_BAD_FORMAT,
+     "impossible shape"},
+    {"rotation_64", [](Image& i) { i.set(i.tensor(0) + kRotation, 64u); }, MAMBA_EDGE_BAD_FORMAT,
+     "impossible shape"},
+    {"rotation_max", [](Image& i) { i.set(i.tensor(0) + kRotation, kAll); }, MAMBA_EDGE_BAD_FORMAT,
+     "impossible shape"},
+    {"rotation_of_vector", [](Image& i) { i.set(i.tensor(1) + kRotation, 16u); },
+     MAMBA_EDGE_BAD_FORMAT, "impossible shape"},
+    {"rotation_of_embedding", [](Image& i) { i.set(i.tensor(0) + kRotation, 16u); },
+     MAMBA_EDGE_UNSUPPORTED, "tensor \"embedding\" is rotated"},
     {"scale_nan", [](Image& i) { i.set(i.tensor(0) + kScale, NAN); }, MAMBA_EDGE_BAD_FORMAT,
      "impossible"},
     {"scale_infinite", [](Image& i) { i.set(i.tensor(0) + kScale, INFINITY); },

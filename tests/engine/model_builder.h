@@ -115,7 +115,7 @@ inline std::vector<TensorBytes> random_tensors(const ModelConfig& config, Weight
     t.is_matrix = spec.is_matrix;
     t.logical_cols = spec.cols;
     t.shape = spec.is_matrix ? matrix_shape(spec.quantisable ? type : WeightType::f32, spec.rows,
-                                            spec.cols, group)
+                                            spec.cols, group, !is_vocabulary(spec.role))
                              : MatrixShape{WeightType::f32, spec.rows, 1, 1};
     const size_t width = spec.is_matrix ? t.shape.cols : 1;
     std::vector<float> values(size_t{t.shape.row_blocks()} * kTileRows * width, 0.0f);
@@ -130,6 +130,7 @@ inline std::vector<TensorBytes> random_tensors(const ModelConfig& config, Weight
     }
     if (spec.is_matrix) {
       t.scale = matrix_scale(t.shape.type, max_abs);
+      if (t.shape.rotation != 0) rotate_weights(t.shape.rotation, values.data(), values.size());
       t.bytes.resize(t.shape.bytes());
       for (size_t b = 0; b < t.shape.row_blocks(); ++b) {
         encode_row_block(t.shape, t.scale, values.data() + b * kTileRows * width, width,

@@ -13,12 +13,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "platforms/select.h"
@@ -132,7 +134,7 @@ TEST_P(Kernels, QuantiseKeepsItsBound) {
       Guarded<int8_t> q(n);
       Floats scale(5);
       Guarded<int32_t> sum(5);
-      k.quantise_i8(x.data(), n, group, q.data(), scale.data(), sum.data());
+      k.quantise_i8(x.data(), n, group, 0, q.data(), scale.data(), sum.data());
       for (size_t g = 0; g < 5; ++g) {
         double top = 0;
         int total = 0;
@@ -166,9 +168,50 @@ TEST_P(Kernels, QuantiseRoundsTiesToEven) {
   Guarded<int8_t> q(16);
   Floats scale(1);
   Guarded<int32_t> sum(1);
-  k.quantise_i8(x.data(), 16, 16, q.data(), scale.data(), sum.data());
+  k.quantise_i8(x.data(), 16, 16, 0, q.data(), scale.data(), sum.data());
   EXPECT_EQ(scale[0], 1.0f);
   for (size_t i = 0; i < 16; ++i) EXPECT_EQ(q[i], want[i]) << x[i];
+}
+
+// H x by its definition, H[i][j] = (-1)^popcount(i & j), in double; `bound` gets what the kernel's
+// log2(rotation) levels of sums may differ by: each rounds sums of magnitudes up to sum |x|.
+std::vector<double> rotated(const float* x, size_t n, size_t rotation, std::vector<double>* bound) {
+  std::vector<double> out(n);
+  bound->assign(n, 0);
+  for (size_t i = 0; i < n; ++i) {
+    const size_t begin = i / rotation * rotation;
+    double magnitude = 0;
+    for (size_t j = 0; j < rotation; ++j) {
+      const bool minus = (std::popcount((i - begin) & j) & 1) != 0;
+      out[i] += minus ? -double{x[begin + j]} : double{x[begin + j]};
+      magnitude += std::fabs(x[begin + j]);
+    }
+    (*bound)[i] = std::log2(rotation) * kU * magnitude;
+  }
+  return out;
+}
+
+TEST_P(Kernels, QuantiseRotates) {
+  for (const auto& [group, rotation] : std::vector<std::pair<size_t, size_t>>{
+           {64, 64}, {64, 32}, {64, 16}, {48, 16}, {96, 32}, {256, 64}}) {
+    const size_t n = 3 * group;
+    Floats x = floats(n, -1, 1);
+    x[group + 5] = 100;  // an outlier, which the rotation spreads
+    Guarded<int8_t> q(n);
+    Floats scale(3);
+    Guarded<int32_t> sum(3);
+    k.quantise_i8(x.data(), n, group, rotation, q.data(), scale.data(), sum.data());
+    std::vector<double> bound;
+    const std::vector<double> want = rotated(x.data(), n, rotation, &bound);
+    for (size_t i = 0; i < n; ++i) {
+      const double s = scale[i / group];
+      ASSERT_LE(std::fabs(want[i] - s * q[i]), s * (0.5 + 0x1p-15) + bound[i])
+          << i << ", groups of " << group << ", rotation " << rotation;
+    }
+    int total = 0;
+    for (size_t i = 0; i < group; ++i) total += q[i];
+    EXPECT_EQ(sum[0], total);
+  }
 }
 
 // One value that is not finite makes its group NaN, wherever it stands, and leaves the others alone.
@@ -181,7 +224,7 @@ TEST_P(Kernels, QuantiseShowsWhatIsNotFinite) {
       Guarded<int8_t> q(3 * 64);
       Floats scale(3);
       Guarded<int32_t> sum(3);
-      k.quantise_i8(x.data(), 3 * 64, 64, q.data(), scale.data(), sum.data());
+      k.quantise_i8(x.data(), 3 * 64, 64, at % 2 * 64, q.data(), scale.data(), sum.data());
       EXPECT_TRUE(std::isnan(scale[1])) << bad << " at " << at;
       EXPECT_EQ(sum[1], 0);
       for (size_t i = 64; i < 128; ++i) ASSERT_EQ(q[i], 0);

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "quant/decode.h"
@@ -158,6 +160,45 @@ TEST(MatrixShape, GroupsAndPadding) {
       EXPECT_EQ(shape.row_block_bytes() + shape.scale_bytes(), next.byte);
       EXPECT_EQ(shape.bytes(), shape.row_block_bytes() * ((s.rows + 15) / 16));
     }
+  }
+}
+
+TEST(MatrixShape, RotatesByTheLargestPowerOfTwoThatDividesAGroup) {
+  constexpr std::pair<uint32_t, uint32_t> kWant[] = {{16, 16}, {32, 32},  {48, 16}, {64, 64},
+                                                     {96, 32}, {128, 64}, {256, 64}};
+  for (const auto& [group, rotation] : kWant) {
+    for (const WeightType type : kTypes) {
+      EXPECT_EQ(matrix_shape(type, 16, 256, group, true).rotation,
+                is_quantised(type) ? rotation : 0u);
+      EXPECT_EQ(matrix_shape(type, 16, 256, group).rotation, 0u);
+    }
+  }
+  EXPECT_EQ(matrix_shape(WeightType::int8, 16, 40, 64, true).rotation, 16u);  // one group of 48
+}
+
+// What the engine computes with a rotated row, (w H / B) (H x), is w x. Rounding to float leaves
+// half an ulp of each stored weight, times |H x|.
+TEST(Rotation, LeavesProductsAsTheyAre) {
+  for (const uint32_t rotation : {16u, 32u, 64u}) {
+    const size_t n = 3 * size_t{rotation};
+    const Floats w = random_values(n, 1.0f, 7), x = random_values(n, 1.0f, 8);
+    Floats stored = w;
+    rotate_weights(rotation, stored.data(), n);
+    double want = 0, got = 0, bound = 0;
+    for (size_t i = 0; i < n; ++i) {
+      want += static_cast<double>(w[i]) * static_cast<double>(x[i]);
+      const size_t begin = i / rotation * rotation;
+      double transformed = 0;
+      for (size_t j = 0; j < rotation; ++j) {
+        const bool minus = (std::popcount((i - begin) & j) & 1) != 0;
+        const auto value = static_cast<double>(x[begin + j]);
+        transformed += minus ? -value : value;
+      }
+      got += static_cast<double>(stored[i]) * transformed;
+      bound += 0x1p-24 * std::fabs(static_cast<double>(stored[i]) * transformed);
+    }
+    EXPECT_NEAR(got, want, bound + static_cast<double>(n) * 0x1p-50) << rotation;
+    EXPECT_NE(stored[1], w[1]);
   }
 }
 
