@@ -127,13 +127,14 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
   w.row_block_bytes = shape.row_block_bytes();
   w.data = bytes.data();
   Buffer<float> scale(tokens * shape.groups(), 0.01f), out(tokens * shape.rows);
-  Buffer<int8_t> q(tokens * cols, 3);
+  const size_t stride = cols + kBlockAlign;  // as the engine's: an odd number of lines
+  Buffer<int8_t> q(tokens * stride, 3);
   Buffer<int32_t> sum(tokens * shape.groups(), static_cast<int32_t>(group * 3));
   QuantisedRows rows;
   rows.q = q.data();
   rows.scale = scale.data();
   rows.sum = sum.data();
-  rows.stride = cols;
+  rows.stride = stride;
   rows.group_stride = shape.groups();
   const auto multiply = type == WeightType::int8 ? k->matmul_i8_i8 : k->matmul_i4_i8;
   for (auto _ : state) {
@@ -149,7 +150,7 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
 // One piece of 64 channels, all tokens.
 void scan(benchmark::State& state, const KernelTable* k, bool mamba1, bool half, size_t d_state,
           size_t tokens) {
-  constexpr size_t kN = 64, kWidth = 2048;
+  constexpr size_t kN = 64, kWidth = 2048 + 16;
   Buffer<float> h(kN * d_state, 0.1f), a(kN * d_state, -1.0f), d(kN, 1.0f), bias(kN, -1.0f);
   Buffer<uint16_t> half_h(kN * d_state, 0x2c00);
   Buffer<float> dt(tokens * kWidth, 0.1f), decay(tokens * kWidth, 0.9f), x(tokens * kWidth, 0.2f);
@@ -219,7 +220,8 @@ const bool registered = [] {
           const std::string name = (type == WeightType::int8 ? "matmul_i8_i8/" : "matmul_i4_i8/") +
                                    isa + "/cols:" + std::to_string(cols) +
                                    "/tokens:" + std::to_string(tokens);
-          benchmark::RegisterBenchmark(name.c_str(), matmul, k, type, cols, size_t{64}, tokens);
+          benchmark::RegisterBenchmark(name.c_str(), matmul, k, type, cols,
+                                       size_t{type == WeightType::int8 ? 128u : 64u}, tokens);
         }
       }
     }

@@ -21,12 +21,11 @@ struct Options {
   std::filesystem::path output;  // the container
   WeightType type = WeightType::int8;
   std::optional<WeightType> embedding_type,
-      head_type;             // default: type; tied: one matrix, so both must agree
-  uint32_t group_size = 64;  // a multiple of 16, 16 to 256
-  std::optional<uint32_t>
-      vocabulary_group_size;  // of embedding and head; default: vocabulary_group()
-  int zstd_level = 3;         // as zstd counts, 1 to 22
-  bool store = false;         // keep tensors raw, for mapping
+      head_type;  // default: type; tied: one matrix, so both must agree
+  // Multiples of 16, 16 to 256; default_group() where not given.
+  std::optional<uint32_t> group_size, vocabulary_group_size;  // the second of embedding and head
+  int zstd_level = 3;                                         // as zstd counts, 1 to 22
+  bool store = false;                                         // keep tensors raw, for mapping
   int threads = 1;
   bool allow_nonfinite =
       false;  // NaN and infinities in weights are kept (fp32, fp16) or refused (others)

@@ -23,7 +23,7 @@ void run_mamba2(const Step& step, uint32_t layer) {
   const KernelTable& k = step.kernels;
   Buffers& b = step.b;
   const size_t tokens = step.tokens;
-  const size_t stride = l.in_proj_rows;
+  const size_t stride = b.proj_stride;
 
   // Phase 1: in_proj, the convolution of x, B and C, and dt.
   constexpr size_t kPiece = 64;
@@ -90,14 +90,14 @@ void run_mamba2(const Step& step, uint32_t layer) {
                                 ? std::min(stop, start + (in_group + 1) * config.headdim)
                                 : stop;
         for (size_t t = 0; t < tokens; ++t) {
-          std::fill_n(b.dt + t * l.inner + j, next - j, b.proj[t * stride + l.in_dt + head]);
-          std::fill_n(b.decay + t * l.inner + j, next - j, b.head_decay[t * l.heads + head]);
+          std::fill_n(b.dt + t * b.inner_stride + j, next - j, b.proj[t * stride + l.in_dt + head]);
+          std::fill_n(b.decay + t * b.inner_stride + j, next - j, b.head_decay[t * l.heads + head]);
         }
         j = next;
       }
       Mamba2ScanArgs scan;
       scan.d = w.d + c;
-      scan.dt_stride = l.inner;
+      scan.dt_stride = b.inner_stride;
       scan.bc_stride = stride;
       scan.x_stride = stride;
       scan.y_stride = b.y.stride;
@@ -105,8 +105,8 @@ void run_mamba2(const Step& step, uint32_t layer) {
       scan.blocks = n / kTileRows;
       step.for_each_text([&](const Session& text, size_t t, size_t count) {
         step.set_state(text, layer, c, &scan);
-        scan.dt = b.dt + t * l.inner + c;
-        scan.decay = b.decay + t * l.inner + c;
+        scan.dt = b.dt + t * b.inner_stride + c;
+        scan.decay = b.decay + t * b.inner_stride + c;
         scan.b = b.proj + t * stride + l.in_b + group * l.d_state;
         scan.c = b.proj + t * stride + l.in_c + group * l.d_state;
         scan.x = b.proj + t * stride + l.in_x + c;

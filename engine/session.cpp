@@ -19,14 +19,22 @@ constexpr char kStateMagic[4] = {'M', 'E', 'S', 'T'};
 constexpr uint32_t kStateVersion = 1;
 constexpr size_t kStateHeader = 24;
 
+// Elements from one token's row to the next: whole lines, and an odd number of them, so that the rows
+// of many tokens do not all fall into the same few sets of the first cache.
+template <typename T>
+size_t row_stride(size_t n) {
+  constexpr size_t kLine = kBlockAlign / sizeof(T);
+  return ((n + kLine - 1) / kLine | 1) * kLine;
+}
+
 void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimits& limits,
                       Activations* out) {
-  const size_t stride = round_up<size_t>(std::max(width, limits.cols), kTileRows);
+  const size_t stride = row_stride<float>(std::max(width, limits.cols));
   out->stride = stride;
   out->x = arena.take<float>(chunk * stride);
   if (limits.groups == 0) return;
-  out->q.stride = round_up<size_t>(limits.cols, kBlockAlign);
-  out->q.group_stride = round_up<size_t>(limits.groups, kTileRows);
+  out->q.stride = row_stride<int8_t>(limits.cols);
+  out->q.group_stride = row_stride<float>(limits.groups);
   out->q.q = arena.take<int8_t>(chunk * out->q.stride);
   out->q.scale = arena.take<float>(chunk * out->q.group_stride);
   out->q.sum = arena.take<int32_t>(chunk * out->q.group_stride);
@@ -106,21 +114,24 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
       own_threads ? arena.take<uint8_t>(ThreadPool::required_bytes(options.n_threads)) : nullptr;
   Buffers b;
   auto* state = arena.take<uint8_t>(StateLayout(model, options.state).total_bytes);
-  b.model_stride = round_up<size_t>(model.config.d_model, kTileRows);
+  b.model_stride = row_stride<float>(model.config.d_model);
   b.residual = arena.take<float>(chunk * b.model_stride);
   b.product = arena.take<float>(chunk * b.model_stride);
-  b.proj = arena.take<float>(chunk * l.in_proj_rows);
-  b.dt = arena.take<float>(chunk * l.inner);
+  b.proj_stride = row_stride<float>(l.in_proj_rows);
+  b.proj = arena.take<float>(chunk * b.proj_stride);
+  b.inner_stride = row_stride<float>(l.inner);
+  b.dt = arena.take<float>(chunk * b.inner_stride);
   take_activations(arena, chunk, model.config.d_model, model.to_in_proj, &b.normed);
   take_activations(arena, chunk, l.inner, model.to_out_proj, &b.y);
   if (model.config.is_mamba2()) {
-    b.decay = arena.take<float>(chunk * l.inner);
+    b.decay = arena.take<float>(chunk * b.inner_stride);
     b.head_decay = arena.take<float>(chunk * l.heads);
     b.gate_sums = arena.take<float>(chunk * (l.inner / kTileRows));
   } else {
     take_activations(arena, chunk, l.inner, model.to_x_proj, &b.conv);
     take_activations(arena, chunk, l.dt_rank, model.to_dt_proj, &b.dt_low);
-    b.dbc = arena.take<float>(chunk * l.x_proj_rows);
+    b.dbc_stride = row_stride<float>(l.x_proj_rows);
+    b.dbc = arena.take<float>(chunk * b.dbc_stride);
   }
   b.logit_rows = static_cast<uint32_t>(std::min<size_t>(chunk, kLogitRows));
   const size_t head_rows = b.logit_rows * (model.to_head.groups > 0 ? 2 : 1);

@@ -39,13 +39,16 @@ struct Buffers {
   float* residual = nullptr;  // [chunk][model_stride]
   float* product = nullptr;   // [chunk][model_stride], out_proj's output
   size_t model_stride = 0;
-  Activations normed;           // input of in_proj, [d_model]
-  float* proj = nullptr;        // [chunk][in_proj_rows]
-  Activations conv;             // Mamba-1: input of x_proj, [inner]
-  float* dbc = nullptr;         // Mamba-1: [chunk][x_proj_rows]
-  Activations dt_low;           // Mamba-1: input of dt_proj, [dt_rank]
-  float* dt = nullptr;          // [chunk][inner]
-  float* decay = nullptr;       // Mamba-2: [chunk][inner]
+  Activations normed;     // input of in_proj, [d_model]
+  float* proj = nullptr;  // [chunk][proj_stride], in_proj_rows of them
+  size_t proj_stride = 0;
+  Activations conv;      // Mamba-1: input of x_proj, [inner]
+  float* dbc = nullptr;  // Mamba-1: [chunk][dbc_stride], x_proj_rows of them
+  size_t dbc_stride = 0;
+  Activations dt_low;      // Mamba-1: input of dt_proj, [dt_rank]
+  float* dt = nullptr;     // [chunk][inner_stride], inner of them
+  float* decay = nullptr;  // Mamba-2: the same
+  size_t inner_stride = 0;
   float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
   float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
   Activations y;                // input of out_proj, [inner]

@@ -35,7 +35,7 @@ constexpr uint32_t kStepInputs = 4;      // consecutive inputs of a row in one s
 constexpr uint32_t kGroupMultiple = 16;  // a group is a multiple of this
 constexpr uint32_t kMaxGroup = 256;      // 256 * 255 * 127 * 2 stays far inside int32
 constexpr uint32_t kBlockAlign = 64;
-constexpr uint32_t kMaxRotation = 64;  // inputs; a rotation is 0 (none) or a power of two from 16
+constexpr uint32_t kMaxRotation = 128;  // inputs; a rotation is 0 (none) or a power of two from 16
 
 // Numbers are part of the container format and never change.
 enum class WeightType : uint32_t { f32 = 1, f16 = 2, int8 = 3, int4 = 4, int16 = 5 };

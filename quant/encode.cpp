@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "quant/half.h"
@@ -37,17 +39,26 @@ int quantise(float w, float inverse_step, int low, int high) {
 
 // Weights and steps are compared in units of the matrix's scale, a power of two, so that neither a
 // step nor its inverse leaves float32's range however small or large the weights are.
-double square_error(std::span<const float> scaled, float step, int low, int high) {
+// Sixteen sums side by side (a group is a multiple of 16), which a compiler puts into vectors.
+float square_error(std::span<const float> scaled, float step, int low, int high) {
+  constexpr float kRound = 0x1.8p23f;
   const float inverse = step == 0 ? 0.0f : 1.0f / step;
-  double sum = 0;
-  for (const float value : scaled) {
-    const float error = value - step * static_cast<float>(quantise(value, inverse, low, high));
-    sum += static_cast<double>(error) * static_cast<double>(error);
+  const auto lowest = static_cast<float>(low), highest = static_cast<float>(high);
+  float sums[kGroupMultiple] = {};
+  for (size_t i = 0; i < scaled.size(); i += kGroupMultiple) {
+    for (size_t k = 0; k < kGroupMultiple; ++k) {
+      const float value = scaled[i + k];
+      float q = (value * inverse + kRound) - kRound;
+      q = q < lowest ? lowest : q;
+      q = q > highest ? highest : q;
+      const float error = value - step * q;
+      sums[k] += error * error;
+    }
   }
-  return sum;
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0f);
 }
 
-// The step of a group, as binary16 bits.
+// The step of a group, as binary16 bits: the smallest that cuts nothing.
 uint16_t choose_step_symmetric(std::span<const float> w, int high) {
   float max_abs = 0;
   for (const float value : w) max_abs = std::max(max_abs, std::fabs(value));
@@ -57,6 +68,25 @@ uint16_t choose_step_symmetric(std::span<const float> w, int high) {
   return bits;
 }
 
+// Or a little more: where the rounding errors of so few weights are small by luck is worth more than
+// the smallest step. Steps of two binary16 numbers, 0.1 to 0.2 %, move the largest weights by a tenth
+// to a quarter of a unit.
+uint16_t choose_step_int8(std::span<const float> w, int high) {
+  const uint16_t smallest = choose_step_symmetric(w, high);
+  if (smallest == 0) return 0;
+  uint16_t best = smallest;
+  float best_error = INFINITY;
+  for (uint16_t i = 0; i < 32; ++i) {
+    const auto bits = static_cast<uint16_t>(smallest + 2 * i);
+    const float error = square_error(w, half_to_float(bits), -high, high);
+    if (error < best_error) {
+      best_error = error;
+      best = bits;
+    }
+  }
+  return best;
+}
+
 uint16_t choose_step_int4(std::span<const float> w) {
   float extreme = 0;
   for (const float value : w) {
@@ -64,11 +94,11 @@ uint16_t choose_step_int4(std::span<const float> w) {
   }
   if (extreme == 0) return 0;
   uint16_t best = 0;
-  double best_error = INFINITY;
+  float best_error = INFINITY;
   for (int i = 0; i <= 32; ++i) {
     const float divisor = -8.0f + static_cast<float>(i - 8) * 0.125f;  // -9 to -5
     const uint16_t bits = float_to_half(extreme / divisor);
-    const double error = square_error(w, half_to_float(bits), -8, 7);
+    const float error = square_error(w, half_to_float(bits), -8, 7);
     if (error < best_error) {
       best_error = error;
       best = bits;
@@ -173,8 +203,9 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
     for (uint32_t g = 0; g < shape.groups(); ++g) {
       const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
       std::transform(w.begin(), w.end(), scaled.begin(), [&](float v) { return v / scale; });
-      const uint16_t bits =
-          is_int4 ? choose_step_int4(scaled) : choose_step_symmetric(scaled, high);
+      const uint16_t bits = is_int4                          ? choose_step_int4(scaled)
+                            : shape.type == WeightType::int8 ? choose_step_int8(scaled, high)
+                                                             : choose_step_symmetric(scaled, high);
       store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);
       const float step = half_to_float(bits);
       const float inverse = step == 0 ? 0.0f : 1.0f / step;

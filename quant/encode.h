@@ -16,10 +16,11 @@ namespace mamba_edge {
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
                          bool rotated = false);
 
-// The group of embedding and head where nothing else is asked for. At 8 bits their rounding is the
-// largest error that is left (docs/decisions/0008-rotation.md), and half a bit more takes most of it.
-constexpr uint32_t vocabulary_group(WeightType type, uint32_t group) {
-  return type == WeightType::int8 ? kGroupMultiple : group;
+// Inputs that share a scale, where a user asks for nothing else; docs/decisions/0008-rotation.md has
+// the figures. At 8 bits embedding and head (`vocabulary`) have the largest error, which half a bit
+// more halves, and the other matrices can do with long groups, which are faster on matrix units.
+constexpr uint32_t default_group(WeightType type, bool vocabulary) {
+  return type != WeightType::int8 ? 64 : vocabulary ? 16 : 128;
 }
 
 // The power of two by which a matrix is scaled so that its binary16 numbers (group scales or
@@ -47,8 +48,9 @@ void rotate_weights(uint32_t rotation, float* values, size_t n);
 // `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite,
 // and rotated already where shape has a rotation.
 //
-// int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to
-// nearest. int16: the same with 32767. int4: per group and row, the scale that minimises the sum of
+// int8: per group and row, of 32 scales in binary16 from max|w| / 127 upwards, in steps of two of
+// its numbers, the one with the smallest sum of squared errors; weights rounded to nearest. int16:
+// max|w| / 32767, rounded up. int4: per group and row, the scale that minimises the sum of
 // squared errors among 33 candidates around
 //       -w_extreme / 8 (the extreme value takes -8, the longer end of the range).
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,

@@ -170,7 +170,8 @@ void make_synthetic_model(const ModelConfig& config, WeightType type, uint32_t g
     const bool keep = type == WeightType::f16 && spec.role == TensorRole::x_proj;
     const bool vocabulary = is_vocabulary(spec.role);
     return matrix_shape(spec.quantisable && !keep ? type : WeightType::f32, spec.rows, spec.cols,
-                        vocabulary ? vocabulary_group(type, group) : group, !vocabulary);
+                        group != 0 && !vocabulary ? group : default_group(type, vocabulary),
+                        !vocabulary);
   };
   for (uint32_t i = 0; i < n; ++i) {
     m.memory_bytes += round_up<uint64_t>(shape_of(tensor_spec(config, i)).bytes(), kBlockAlign);

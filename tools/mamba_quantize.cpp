@@ -18,7 +18,8 @@ std::string format(const char* pattern, auto... values) {
 
 // The options that shape the numbers, in a fixed order: what is recorded in the file.
 std::string recipe(const convert::Options& o) {
-  std::string text = format("--type %s --group-size %u", type_name(o.type), o.group_size);
+  std::string text = std::string("--type ") + type_name(o.type);
+  if (o.group_size) text += format(" --group-size %u", *o.group_size);
   if (o.embedding_type) text += std::string(" --embedding-type ") + type_name(*o.embedding_type);
   if (o.head_type) text += std::string(" --head-type ") + type_name(*o.head_type);
   if (o.vocabulary_group_size) {
@@ -89,7 +90,7 @@ int run(int argc, char** argv) {
                "mamba-quantize"};
   std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto",
                              tokenizer;
-  int64_t group_size = 64, vocabulary_group_size = 0, zstd_level = 3, threads = default_threads();
+  int64_t group_size = 0, vocabulary_group_size = 0, zstd_level = 3, threads = default_threads();
   bool store = false, json = false, allow_nonfinite = false, verbose = false;
   app.add_option("INPUT", input,
                  "a folder with config.json (or params.json) and weights, or one weights file in "
@@ -100,9 +101,9 @@ int run(int argc, char** argv) {
   app.add_option("--embedding-type", embedding_type, "of the embedding, if it differs");
   app.add_option("--head-type", head_type, "of the output head, if it differs");
   add_integer(app, "--group-size", group_size, 16, 256,
-              "inputs that share a scale: a multiple of 16 (default 64)");
+              "inputs that share a scale: a multiple of 16 (default 128 for int8, else 64)");
   add_integer(app, "--vocabulary-group-size", vocabulary_group_size, 16, 256,
-              "the same for embedding and head (default 16 for int8, else as --group-size)");
+              "the same for embedding and head (default 16 for int8, else 64)");
   app.add_option("--gated-norm", gated_norm,
                  "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code "
                  "does; 'whole' all of "
@@ -131,7 +132,7 @@ int run(int argc, char** argv) {
     throw UsageError(std::string(option) + " " + std::to_string(size) +
                      ": expected a multiple of 16 from 16 to 256");
   };
-  o.group_size = group("--group-size", group_size);
+  if (app.count("--group-size") > 0) o.group_size = group("--group-size", group_size);
   if (app.count("--vocabulary-group-size") > 0) {
     o.vocabulary_group_size = group("--vocabulary-group-size", vocabulary_group_size);
   }

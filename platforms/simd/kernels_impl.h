@@ -101,7 +101,9 @@ struct Kernels {
   }
 
   static ME_INLINE void rotate(const float* from, size_t n, size_t rotation, float* to) {
-    if (rotation == 4 * kLanes) {
+    if (rotation == 8 * kLanes) {
+      rotate_runs<8>(from, n, to);
+    } else if (rotation == 4 * kLanes) {
       rotate_runs<4>(from, n, to);
     } else if (rotation == 2 * kLanes) {
       rotate_runs<2>(from, n, to);

@@ -117,15 +117,17 @@ struct Group {
   size_t scale_stride;
 };
 
-template <int R>
-ME_INLINE void load_weights(const int8_t* weights) {
+// Tiles 6 and 7: the same tile of R row blocks, or, where one row block has two tiles, both.
+template <int R, int kTiles>
+ME_INLINE void load_weights(const int8_t* weights, size_t tile_bytes) {
   _tile_loadd(6, weights, kLineBytes);
   if constexpr (R > 1) _tile_loadd(7, weights + kMaxGroup * kTileRows, kLineBytes);
+  if constexpr (R == 1 && kTiles == 2) _tile_loadd(7, weights + tile_bytes, kLineBytes);
 }
 
-// Starts a product: C tiles 2 * kSet and 2 * kSet + 1. The weights are loaded if they are more than
-// one tile; if not, they are there.
-template <int kSet, int R, bool kOneTile>
+// Starts a product: C tiles 2 * kSet and 2 * kSet + 1. The weights of a group of one tile, or of two
+// in one row block, are there already; of more (kTiles 0) they are loaded.
+template <int kSet, int R, int kTiles>
 ME_INLINE void multiply(const Group& group, size_t token) {
   const long stride = static_cast<long>(group.q_stride);
   const int8_t* a = group.q + token * group.q_stride;
@@ -137,8 +139,21 @@ ME_INLINE void multiply(const Group& group, size_t token) {
     _tile_zero(2);
     if constexpr (R > 1) _tile_zero(3);
   }
-  for (size_t i = 0; i < (kOneTile ? 1 : group.tiles); ++i) {
-    if constexpr (!kOneTile) load_weights<R>(b);
+  if constexpr (kTiles == 2) {
+    static_assert(R == 1);
+    _tile_loadd(4, a, stride);
+    _tile_loadd(5, a + group.inputs, stride);
+    if constexpr (kSet == 0) {
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(0, 5, 7);
+    } else {
+      _tile_dpbssd(2, 4, 6);
+      _tile_dpbssd(2, 5, 7);
+    }
+    return;
+  }
+  for (size_t i = 0; i < (kTiles == 1 ? 1 : group.tiles); ++i) {
+    if constexpr (kTiles == 0) load_weights<1, 1>(b, 0);
     if constexpr (kSet == 0) {
       _tile_loadd(4, a, stride);
       _tile_dpbssd(0, 4, 6);
@@ -185,13 +200,13 @@ ME_INLINE void add_scaled(const Group& group, const __m512* row_scale, size_t to
 
 // A round starts the products of one tile, stores those of the tile before, and adds those of the
 // one before that, so that none of the three waits for another.
-template <int R, bool kOneTile>
+template <int R, int kTiles>
 ME_INLINE void add_products(const Group& group, const __m512* row_scale, size_t tokens,
                             Buffers& buffers) {
-  if constexpr (kOneTile) load_weights<R>(group.weights);
+  if constexpr (kTiles != 0) load_weights<R, kTiles>(group.weights, group.inputs * kTileRows);
   const auto round = [&](auto set, size_t t) {
     constexpr int kSet = set();
-    if (t < tokens) multiply<kSet, R, kOneTile>(group, t);
+    if (t < tokens) multiply<kSet, R, kTiles>(group, t);
     if (t >= kTileTokens && t < tokens + kTileTokens)
       store<1 - kSet, R>(buffers.products[1 - kSet]);
     if (t >= 2 * kTileTokens) {
@@ -244,10 +259,12 @@ void multiply_rows(const Matrix& w, size_t block, const QuantisedRows& x, size_t
     s.q = x.q + first * x.stride + g * group;
     s.scale = x.scale + first * x.group_stride + g;
     if (g + 1 < groups) unpack_group(g + 1);
-    if (s.tiles == 1) {
-      add_products<R, true>(s, row_scale, tokens, buffers);
+    if (R == 2 || s.tiles == 1) {
+      add_products<R, 1>(s, row_scale, tokens, buffers);
+    } else if (s.tiles == 2) {
+      add_products<1, 2>(s, row_scale, tokens, buffers);
     } else {
-      add_products<R, false>(s, row_scale, tokens, buffers);
+      add_products<1, 0>(s, row_scale, tokens, buffers);
     }
   }
   const __m512 scale = _mm512_set1_ps(w.scale);
@@ -265,11 +282,12 @@ template <bool kInt4>
 ME_INLINE void multiply_blocks(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
                                size_t first, size_t tokens, float* out, size_t out_stride,
                                Buffers& buffers) {
+  const bool in_pairs = tiles_of(w.shape.group) == 1;
   size_t r = begin;
-  for (; r + 2 <= end; r += 2) {
+  for (; in_pairs && r + 2 <= end; r += 2) {
     multiply_rows<2, kInt4>(w, r, x, first, tokens, out, out_stride, buffers);
   }
-  if (r < end) multiply_rows<1, kInt4>(w, r, x, first, tokens, out, out_stride, buffers);
+  for (; r < end; ++r) multiply_rows<1, kInt4>(w, r, x, first, tokens, out, out_stride, buffers);
 }
 
 // At least 16 tokens. Where they are no multiple of 16, the last tile starts inside the one before:
