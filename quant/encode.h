@@ -11,8 +11,8 @@
 namespace mamba_edge {
 
 // The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is
-// narrower than that, its whole width rounded up to 16; 1 for fp32 and fp16. `group` is a multiple
-// of 16, 16 to 256.
+// narrower than that, its whole width, rounded up to the type's unit of 16 or 32; 1 for fp32 and
+// fp16. `group` is a multiple of 16, 16 to 256.
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group);
 
 // The power of two by which a matrix is scaled so that its binary16 numbers (group scales or
@@ -37,9 +37,11 @@ struct EncodeError {
 // `rows` is float [16][cols_stride], each with shape.cols values (padding zero); all values finite.
 //
 // int8: per group and row, scale = max|w| / 127 in binary16, rounded up, weights rounded to
-// nearest. int16: the same with 32767. int4: per group and row, the scale that minimises the sum of
-// squared errors among 33 candidates around
-//       -w_extreme / 8 (the extreme value takes -8, the longer end of the range).
+// nearest. int16: the same with 32767. The others, with zero = 2^(bits - 1): per group and row, the
+// scale that minimises the sum of squared errors among
+//       -w_extreme / (zero * k / 64), k from 72 to 40       (int6, int5, int4)
+//       -+w_extreme / (zero * k / 32), k from 64 to 20      (int3, int2)
+// in binary16, the first of equals. Minus puts the extreme value at the longer end of the range.
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
                              size_t cols_stride, uint8_t* out);
 
