@@ -22,10 +22,13 @@
 //   type   unit   low plane                                  high plane: the bits above
 //   int8   16     4 lines: bits 0-7 of one step each
 //   int6   16     2 lines: bits 0-3 of two steps each        1 line: bits 4-5 of four steps
-//   int5   32     4 lines: bits 0-3 of two steps each        1 line: bit 4 of eight steps
+//   int5   32     4 lines: bits 0-3 of two steps each        1 line: bit 4 of eight steps *
 //   int4   16     2 lines: bits 0-3 of two steps each
-//   int3   32     2 lines: bits 0-1 of four steps each       1 line: bit 2 of eight steps
+//   int3   32     2 lines: bits 0-1 of four steps each       1 line: bit 2 of eight steps *
 //   int2   16     1 line:  bits 0-1 of four steps
+//
+// * Of steps 0 to 7 in this order, lowest bit first: 0, 1, 4, 5, 2, 3, 6, 7. So two steps that are four
+// bits apart in a line of the low plane are four bits apart here, too, and are unpacked together.
 //
 // All values are also multiplied by the matrix's own float `scale`, a power of two that keeps the
 // binary16 numbers in their normal range. A step is one AVX-512 `vpdpbusd`, two AVX2 halves or four
@@ -66,6 +69,10 @@ struct TypeProperties {
   constexpr uint32_t unit() const { return high == 1 ? 32 : kGroupMultiple; }  // inputs
   constexpr uint32_t unit_lines() const { return unit() * bits / 32; }
   constexpr uint32_t low_lines() const { return unit() * low / 32; }
+  // The lowest bit of a step of the unit in the line of the high plane.
+  constexpr uint32_t high_at(uint32_t step) const {
+    return high == 1 ? (step & 1) | (step & 2) << 1 | (step & 4) >> 1 : step * high;
+  }
   constexpr int32_t zero() const { return 1 << (bits - 1); }  // of a weight in planes
 };
 

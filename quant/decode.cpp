@@ -43,7 +43,7 @@ void decode_row(const MatrixShape& shape, float scale, const uint8_t* data, uint
         const uint32_t step = i / kStepInputs, bit = step * p.low;
         const uint32_t input = i % kStepInputs;
         uint32_t q = unit[bit / 8 * kLineBytes + input] >> bit % 8 & low_mask;
-        if (p.high > 0) q |= (high[input] >> step * p.high & high_mask) << p.low;
+        if (p.high > 0) q |= (high[input] >> p.high_at(step) & high_mask) << p.low;
         out[c + i] = factor * static_cast<float>(static_cast<int32_t>(q) - p.zero());
       }
     }

@@ -29,7 +29,7 @@ void store_weight(WeightType type, uint8_t* weights, uint32_t lane, uint32_t col
   low = static_cast<uint8_t>(low | (u & ((1u << p.low) - 1)) << bit % 8);
   if (p.high > 0) {
     uint8_t& high = unit[p.low_lines() * kLineBytes];
-    high = static_cast<uint8_t>(high | u >> p.low << step * p.high);
+    high = static_cast<uint8_t>(high | u >> p.low << p.high_at(step));
   }
 }
 

@@ -34,6 +34,11 @@ struct Bytes {
     }
     return r;
   }
+  template <int kLowAt, int kHighAt>
+  static ME_INLINE void join_pair(const Reg& low, const Reg& high, Reg& first, Reg& second) {
+    first = join<2, kLowAt, 1, kHighAt>(low, high);
+    second = join<2, kLowAt + 4, 1, kHighAt + 4>(low, high);
+  }
 };
 
 struct GenericIsa {

@@ -5,6 +5,8 @@
 //   Reg load(p)
 //   field<kBits, kAt>(line): bits kAt to kAt + kBits - 1 of every byte, shifted down.
 //   join<kLow, kLowAt, kHigh, kHighAt>(low, high): the field of `low`, and above it that of `high`.
+//   join_pair<kLowAt, kHighAt>(low, high, first, second): the same twice, of two bits and one, and of
+//     those four bits further on; kLowAt is 0 or 2, kHighAt 0 to 3.
 #pragma once
 
 #include "platforms/simd/lanes.h"
@@ -39,7 +41,7 @@ ME_INLINE typename R::Reg plane_step(const typename R::Reg* low, typename R::Reg
   } else if constexpr (kHigh == 0) {
     return R::template field<kLow, kBit % 8>(low[kBit / 8]);
   } else {
-    constexpr int kHighAt = (kPart * kPartSteps + kStep) * kHigh;
+    constexpr int kHighAt = Planes<kType>::kProperties.high_at(kPart * kPartSteps + kStep);
     return R::template join<kLow, kBit % 8, kHigh, kHighAt>(low[kBit / 8], high);
   }
 }
@@ -55,10 +57,15 @@ ME_INLINE void unpack_part(const uint8_t* at, typename R::Reg (&steps)[kPartStep
   for (int i = 0; i < kLowLines; ++i) low[i] = R::load(at + (kPart * kLowLines + i) * kLineBytes);
   typename R::Reg high = low[0];
   if constexpr (kProperties.high > 0) high = R::load(at + kProperties.low_lines() * kLineBytes);
-  steps[0] = plane_step<R, kType, kPart, 0>(low, high);
-  steps[1] = plane_step<R, kType, kPart, 1>(low, high);
-  steps[2] = plane_step<R, kType, kPart, 2>(low, high);
-  steps[3] = plane_step<R, kType, kPart, 3>(low, high);
+  if constexpr (kType == WeightType::int3) {
+    R::template join_pair<0, kProperties.high_at(kPart * 4)>(low[0], high, steps[0], steps[2]);
+    R::template join_pair<2, kProperties.high_at(kPart * 4 + 1)>(low[0], high, steps[1], steps[3]);
+  } else {
+    steps[0] = plane_step<R, kType, kPart, 0>(low, high);
+    steps[1] = plane_step<R, kType, kPart, 1>(low, high);
+    steps[2] = plane_step<R, kType, kPart, 2>(low, high);
+    steps[3] = plane_step<R, kType, kPart, 3>(low, high);
+  }
 }
 
 }  // namespace

@@ -15,20 +15,30 @@ template <typename R>
 struct ByteFields {
   template <int kBits, int kAt, typename Reg>
   static ME_INLINE Reg field(Reg line) {
-    if constexpr (kAt > 0) line = R::template shift_right<kAt>(line);
-    return R::bit_and(line, mask<kBits, 0>());
+    return R::bit_and(move<kAt, 0>(line), mask<kBits, 0>());
   }
   template <int kLow, int kLowAt, int kHigh, int kHighAt, typename Reg>
   static ME_INLINE Reg join(Reg low, Reg high) {
-    if constexpr (kHighAt > kLow) high = R::template shift_right<kHighAt - kLow>(high);
-    if constexpr (kHighAt < kLow) high = R::template shift_left<kLow - kHighAt>(high);
-    return R::or_and(field<kLow, kLowAt>(low), high, mask<kHigh, kLow>());
+    return R::or_and(field<kLow, kLowAt>(low), move<kHighAt, kLow>(high), mask<kHigh, kLow>());
+  }
+  template <int kLowAt, int kHighAt, typename Reg>
+  static ME_INLINE void join_pair(Reg low, Reg high, Reg& first, Reg& second) {
+    const Reg both = R::or_and(R::bit_and(move<kLowAt, 0>(low), R::set(0x33333333)),
+                               move<kHighAt, 2>(high), R::set(0x44444444));
+    first = field<4, 0>(both);
+    second = field<4, 4>(both);
   }
 
  private:
   template <int kBits, int kAt>
   static ME_INLINE auto mask() {
     return R::set(((1 << kBits) - 1) * (0x01010101 << kAt));
+  }
+  template <int kFrom, int kTo, typename Reg>
+  static ME_INLINE Reg move(Reg bits) {
+    if constexpr (kFrom > kTo) return R::template shift_right<kFrom - kTo>(bits);
+    if constexpr (kFrom < kTo) return R::template shift_left<kTo - kFrom>(bits);
+    return bits;
   }
 };
 
