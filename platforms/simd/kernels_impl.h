@@ -9,10 +9,11 @@
 //   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
 //   V swap<S>(x): lane i takes that of lane i ^ S; S = 1, 2, 4, 8.
 //   Ints broadcast_int(v).
-//   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
-//     group of inputs, where a stored byte (nibble) counts as its value plus kZero8 (kZero4).
-//   kIntBlocks, dot_blocks<T, R, kInt4>(w, block_bytes, inputs, q, dot): optional, the same for R row
-//     blocks at a time, dot[R][T], where there are kIntTokens tokens.
+//   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
+//     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
+//     zero (dot_i8: kZero8).
+//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
+//     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 or int4.
 //   kFloatTokens, kIntTokens: tokens that one reading of the weights serves, a power of two, by how
 //     many sums fit in the registers.
 //
@@ -45,11 +46,11 @@ struct Kernels {
   }
 
   // Calls f(N, i) for blocks of N tokens (or what else there are `count` of) from i on, as large as
-  // they fit: kMax, then its halves. N is a constant.
-  template <int kMax, typename F>
+  // they fit: kMax, then its halves (or what kDivisor makes of it). N is a constant.
+  template <int kMax, int kDivisor = 2, typename F>
   static ME_INLINE void in_blocks(size_t count, const F& f, size_t i = 0) {
     for (; i + kMax <= count; i += kMax) f(std::integral_constant<int, kMax>{}, i);
-    if constexpr (kMax > 1) in_blocks<kMax / 2>(count, f, i);
+    if constexpr (kMax > 1) in_blocks<kMax / kDivisor, kDivisor>(count, f, i);
   }
 
   // ---- quantisation ----
@@ -246,25 +247,35 @@ struct Kernels {
     }
   }
 
+  // Types that are used most get a product for every power of two of tokens; for the others, to
+  // compile less, there are two.
+  static constexpr bool is_common(WeightType type) {
+    return type == WeightType::int8 || type == WeightType::int4;
+  }
+  template <WeightType kType>
+  static constexpr int kTokens = is_common(kType) || Isa::kIntTokens < 4 ? Isa::kIntTokens
+                                                                         : 4;  // at most
+
   // Row blocks that are taken together with the largest number of tokens.
-  static constexpr int kIntBlocks = [] {
+  template <WeightType kType>
+  static constexpr int kBlocks = [] {
     if constexpr (requires { Isa::kIntBlocks; }) {
-      return Isa::kIntBlocks;
+      return is_common(kType) ? Isa::kIntBlocks : 1;
     } else {
       return 1;
     }
   }();
 
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
-  template <int T, int R, bool kInt4>
+  template <int T, int R, WeightType kType>
   static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
                                        const MatrixShape& shape, const QuantisedRows& x, size_t t0,
                                        float scale, float* out, size_t out_stride) {
     const uint8_t* w = block + shape.scale_bytes();
     const size_t group = shape.group;
     const size_t groups = shape.groups();
-    const size_t group_bytes = group * kTileRows / (kInt4 ? 2 : 1);
-    constexpr int32_t kZero = kInt4 ? Isa::kZero4 : Isa::kZero8;
+    const size_t group_bytes = group * properties(kType).bits * kTileRows / 8;
+    constexpr int32_t kZero = kType == WeightType::int8 ? Isa::kZero8 : properties(kType).zero();
 
     V acc[R][T];
     const int8_t* q[T];
@@ -283,11 +294,11 @@ struct Kernels {
         for (int r = 0; r < R; ++r) dot[r][t] = Isa::broadcast_int(-kZero * x.sum[at]);
       }
       if constexpr (R > 1) {
-        Isa::template dot_blocks<T, R, kInt4>(w, block_bytes, group, q, dot[0]);
-      } else if constexpr (kInt4) {
-        Isa::template dot_i4<T>(w, group, q, dot[0]);
-      } else {
+        Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, dot[0]);
+      } else if constexpr (kType == WeightType::int8) {
         Isa::template dot_i8<T>(w, group, q, dot[0]);
+      } else {
+        Isa::template dot_planes<T, kType>(w, group, q, dot[0]);
       }
       ME_UNROLL
       for (size_t r = 0; r < R; ++r) {
@@ -314,43 +325,42 @@ struct Kernels {
   }
 
   // R row blocks times all tokens.
-  template <int R, bool kInt4>
+  template <int R, WeightType kType>
   static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
                                          size_t tokens, float* out, size_t out_stride) {
-    in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
-      constexpr int kTogether = 1 + static_cast<int>(n() == Isa::kIntTokens) * (R - 1);
+    constexpr int kMax = kTokens<kType>;
+    in_blocks<kMax, is_common(kType) ? 2 : kMax>(tokens, [&](auto n, size_t t) {
+      constexpr int kTogether = 1 + static_cast<int>(n() == kMax) * (R - 1);
       for (size_t k = r; k < r + R; k += kTogether) {
-        quantised_rows<n(), kTogether, kInt4>(w.data + k * w.row_block_bytes, w.row_block_bytes,
+        quantised_rows<n(), kTogether, kType>(w.data + k * w.row_block_bytes, w.row_block_bytes,
                                               w.shape, x, t, w.scale, out + k * kTileRows,
                                               out_stride);
       }
     });
   }
 
-  template <bool kInt4>
-  static ME_INLINE void matmul_quantised(const Matrix& w, size_t begin, size_t end,
-                                         const QuantisedRows& x, size_t tokens, float* out,
-                                         size_t out_stride) {
+  template <WeightType kType>
+  static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
+                               size_t tokens, float* out, size_t out_stride) {
     // Few tokens read the weights as one stream.
-    const bool together = tokens >= Isa::kIntTokens;
+    constexpr int kTogether = kBlocks<kType>;
+    const bool together = tokens >= kTokens<kType>;
     size_t r = begin;
-    if (kIntBlocks > 1 && together) {
-      for (; r + kIntBlocks <= end; r += kIntBlocks) {
-        quantised_blocks<kIntBlocks, kInt4>(w, r, x, tokens, out, out_stride);
+    if (kTogether > 1 && together) {
+      for (; r + kTogether <= end; r += kTogether) {
+        quantised_blocks<kTogether, kType>(w, r, x, tokens, out, out_stride);
       }
     }
-    for (; r < end; ++r) quantised_blocks<1, kInt4>(w, r, x, tokens, out, out_stride);
+    for (; r < end; ++r) quantised_blocks<1, kType>(w, r, x, tokens, out, out_stride);
   }
 
-  static void matmul_i8_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
-                           size_t tokens, float* out, size_t out_stride) {
-    matmul_quantised<false>(w, begin, end, x, tokens, out, out_stride);
-  }
-
-  static void matmul_i4_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
-                           size_t tokens, float* out, size_t out_stride) {
-    matmul_quantised<true>(w, begin, end, x, tokens, out, out_stride);
-  }
+  // As kernels.inc calls them.
+  static constexpr auto matmul_i8_i8 = matmul_quantised<WeightType::int8>;
+  static constexpr auto matmul_i6_i8 = matmul_quantised<WeightType::int6>;
+  static constexpr auto matmul_i5_i8 = matmul_quantised<WeightType::int5>;
+  static constexpr auto matmul_i4_i8 = matmul_quantised<WeightType::int4>;
+  static constexpr auto matmul_i3_i8 = matmul_quantised<WeightType::int3>;
+  static constexpr auto matmul_i2_i8 = matmul_quantised<WeightType::int2>;
 
   // ---- norms ----
 
@@ -586,19 +596,33 @@ struct Kernels {
 
   static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
 
+  // dt = softplus(dt + bias) of B blocks and some tokens, to[token][B][16]. Softplus is one long chain of
+  // operations; only several side by side do not wait for one another.
+  static constexpr size_t kDtTokens = 16;
+  template <int B>
+  static ME_INLINE void mamba1_dt(const Mamba1ScanArgs& args, size_t at, size_t t, size_t tokens,
+                                  float* to) {
+    for (size_t k = 0; k < tokens; ++k) {
+      const float* dt = args.dt + (t + k) * args.dt_stride + at;
+      for (size_t i = 0; i < B; ++i, dt += kLanes, to += kLanes) {
+        V::softplus(V::load(dt) + V::load(args.dt_bias + at + i * kLanes)).store(to);
+      }
+    }
+  }
+
   // B blocks of channels: the chains of operations behind dt are long, and one block alone would wait
   // for them. `first`: the state is not in the cache yet.
   template <int B, typename State>
   static ME_INLINE void mamba1_token(const Mamba1ScanArgs& args, State* state, const float* a,
-                                     const uint8_t* ahead, size_t at, size_t t, bool first) {
+                                     const uint8_t* ahead, const float* steps, size_t at, size_t t,
+                                     bool first) {
     const size_t n_state = args.d_state;
     V dt[B], dt_x[B], y[B];
     ME_UNROLL
     for (size_t i = 0; i < B; ++i) {
       const size_t lane = at + i * kLanes;
       const V x = V::load(args.x + t * args.x_stride + lane);
-      const V step =
-          V::softplus(V::load(args.dt + t * args.dt_stride + lane) + V::load(args.dt_bias + lane));
+      const V step = V::load(steps + i * kLanes);
       dt[i] = step * V::broadcast(kLog2E);  // exp(step * a) = 2^(dt * a)
       dt_x[i] = step * x;
       y[i] = V::load(args.d + lane) * x;
@@ -644,9 +668,13 @@ struct Kernels {
     in_blocks<kScanBlocks>(args.blocks, [&](auto n, size_t block) {
       const size_t states_before = block * args.d_state;
       const uint8_t* ahead = has_ahead ? args.ahead + states_before * kScanAhead : nullptr;
+      const size_t at = block * kLanes;
+      alignas(64) float steps[kDtTokens * n() * kLanes];
       for (size_t t = 0; t < args.tokens; ++t) {
+        const size_t k = t % kDtTokens, left = args.tokens - t;
+        if (k == 0) mamba1_dt<n()>(args, at, t, left < kDtTokens ? left : kDtTokens, steps);
         mamba1_token<n()>(args, states + states_before * kLanes, args.a + states_before * kLanes,
-                          ahead, block * kLanes, t, t == 0);
+                          ahead, steps + k * n() * kLanes, at, t, t == 0);
       }
     });
   }
@@ -717,7 +745,7 @@ struct Kernels {
   static constexpr KernelTable table(const char* isa) {
     return KernelTable{
         isa,
-#define ME_KERNEL(Type, name) &name,
+#define ME_KERNEL(Type, name) name,
 #include "platforms/kernels.inc"
 #undef ME_KERNEL
     };
