@@ -117,11 +117,8 @@ void matmul(benchmark::State& state, const KernelTable* k, const MatrixShape& sh
       case WeightType::int16:
         k->matmul_i16_f32(w, 0, blocks, x.data(), cols, tokens, out.data(), out_stride);
         break;
-      case WeightType::int8:
-        k->matmul_i8_i8(w, 0, blocks, rows, tokens, out.data(), out_stride);
-        break;
-      case WeightType::int4:
-        k->matmul_i4_i8(w, 0, blocks, rows, tokens, out.data(), out_stride);
+      default:
+        quantised_matmul(*k, shape.type)(w, 0, blocks, rows, tokens, out.data(), out_stride);
         break;
     }
     benchmark::ClobberMemory();
@@ -297,20 +294,10 @@ std::vector<Layer> matrices(const ModelConfig& config) {
   return found;
 }
 
-const char* matmul_name(WeightType type) {
-  switch (type) {
-    case WeightType::f32:
-      return "matmul_f32_f32";
-    case WeightType::f16:
-      return "matmul_f16_f32";
-    case WeightType::int16:
-      return "matmul_i16_f32";
-    case WeightType::int8:
-      return "matmul_i8_i8";
-    case WeightType::int4:
-      return "matmul_i4_i8";
-  }
-  return "?";
+std::string matmul_name(WeightType type) {
+  const bool is_float = type == WeightType::f32 || type == WeightType::f16;
+  return std::string(is_float ? "matmul_f" : "matmul_i") + std::to_string(properties(type).bits) +
+         (is_quantised(type) ? "_i8" : "_f32");
 }
 
 class Registry {
@@ -381,8 +368,9 @@ const bool registered = [] {
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
     registry.add("read_words", k, "", read_words, k)->Unit(benchmark::kMillisecond);
-    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int16,
-                                  WeightType::int8, WeightType::int4}) {
+    for (const WeightType type :
+         {WeightType::f32, WeightType::f16, WeightType::int16, WeightType::int8, WeightType::int6,
+          WeightType::int5, WeightType::int4, WeightType::int3, WeightType::int2}) {
       register_wide_matrix(registry, k, type);
     }
     for (const char* model :

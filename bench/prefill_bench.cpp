@@ -136,7 +136,7 @@ void matmul(benchmark::State& state, const KernelTable* k, WeightType type, size
   rows.sum = sum.data();
   rows.stride = stride;
   rows.group_stride = shape.groups();
-  const auto multiply = type == WeightType::int8 ? k->matmul_i8_i8 : k->matmul_i4_i8;
+  const auto multiply = quantised_matmul(*k, type);
   for (auto _ : state) {
     for (size_t r = 0; r < blocks; r += kBlocks) {
       multiply(w, r, r + kBlocks, rows, tokens, out.data(), shape.rows);
@@ -213,11 +213,11 @@ const bool registered = [] {
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
     const std::string isa = k->isa;
-    for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+    for (const WeightType type : kQuantisedTypes) {
       for (const size_t cols : {size_t{1024}, size_t{2048}, size_t{4096}}) {
         for (const size_t tokens :
              {size_t{16}, size_t{32}, size_t{64}, size_t{128}, size_t{256}, size_t{512}}) {
-          const std::string name = (type == WeightType::int8 ? "matmul_i8_i8/" : "matmul_i4_i8/") +
+          const std::string name = "matmul_i" + std::to_string(properties(type).bits) + "_i8/" +
                                    isa + "/cols:" + std::to_string(cols) +
                                    "/tokens:" + std::to_string(tokens);
           benchmark::RegisterBenchmark(name.c_str(), matmul, k, type, cols,

@@ -407,14 +407,14 @@ Status Container::check_tensors() {
                             std::has_single_bit(rotation) && is_quantised(shape.type);
     // Bounds first, so that the products below cannot overflow: 2^32 rows x 2^24 columns x 4 bytes
     // < 2^63.
-    const bool sane = is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols &&
-                      cols <= (1u << 24) && rows <= (1u << 28) && std::isfinite(scale) &&
-                      scale > 0 &&
-                      (grouped ? group % kGroupMultiple == 0 && group > 0 && group <= kMaxGroup &&
-                                     cols % group == 0 && cols - logical_cols < group
-                               : group == 1 && cols == logical_cols) &&
-                      (rotation == 0 || (can_rotate && group % rotation == 0)) &&
-                      (is_matrix == 1 || (shape.type == WeightType::f32 && cols == 1));
+    const bool sane =
+        is_matrix <= 1 && rows > 0 && logical_cols > 0 && cols >= logical_cols &&
+        cols <= (1u << 24) && rows <= (1u << 28) && std::isfinite(scale) && scale > 0 &&
+        (grouped ? group % properties(shape.type).unit() == 0 && group > 0 && group <= kMaxGroup &&
+                       cols % group == 0 && cols - logical_cols < group
+                 : group == 1 && cols == logical_cols) &&
+        (rotation == 0 || (can_rotate && group % rotation == 0)) &&
+        (is_matrix == 1 || (shape.type == WeightType::f32 && cols == 1));
     if (!sane) {
       return damaged("tensor \"%.*s\" has an impossible shape: %u x %u (%u), group %u, rotation %u",
                      width, name.data(), rows, logical_cols, cols, group, rotation);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "platforms/select.h"
 #include "quant/decode.h"
 
 namespace mamba_edge {
@@ -92,11 +93,8 @@ void Step::matmul(const Matrix& w, const Activations& in, size_t begin, size_t e
     case WeightType::int16:
       kernels.matmul_i16_f32(w, begin, end, in.x, in.stride, tokens, out, out_stride);
       return;
-    case WeightType::int8:
-      kernels.matmul_i8_i8(w, begin, end, in.q, tokens, out, out_stride);
-      return;
-    case WeightType::int4:
-      kernels.matmul_i4_i8(w, begin, end, in.q, tokens, out, out_stride);
+    default:
+      quantised_matmul(kernels, w.shape.type)(w, begin, end, in.q, tokens, out, out_stride);
       return;
   }
 }

@@ -21,4 +21,7 @@ const char* known_isas();
 // here.
 const KernelTable* select_table(const char* isa);
 
+// The table's product for a type of kQuantisedTypes.
+MatmulQuantised* quantised_matmul(const KernelTable& table, WeightType type);
+
 }  // namespace mamba_edge

@@ -18,16 +18,26 @@ void store_u16(uint8_t* p, uint16_t value) { std::memcpy(p, &value, sizeof value
 // Puts a grouped weight where quant/blocks.h says; `weights` starts behind the scales and is
 // zeroed.
 void store_weight(WeightType type, uint8_t* weights, uint32_t lane, uint32_t col, int q) {
-  const uint32_t step = col / kStepInputs, input = col % kStepInputs;
   if (type == WeightType::int16) {
     store_u16(weights + (size_t{col} * kTileRows + lane) * 2, static_cast<uint16_t>(q));
-  } else if (type == WeightType::int8) {
-    weights[size_t{step} * 64 + lane * kStepInputs + input] = static_cast<uint8_t>(q + 128);
-  } else {
-    uint8_t& pair = weights[size_t{step / 2} * 64 + lane * kStepInputs + input];
-    pair = static_cast<uint8_t>(pair | (q + 8) << (step % 2 == 0 ? 0 : 4));
+    return;
+  }
+  const TypeProperties& p = properties(type);
+  uint8_t* unit = weights + size_t{col / p.unit()} * p.unit_lines() * kLineBytes +
+                  size_t{lane} * kStepInputs + col % kStepInputs;
+  const uint32_t step = col % p.unit() / kStepInputs, bit = step * p.low;
+  const auto u = static_cast<uint32_t>(q + p.zero());
+  uint8_t& low = unit[bit / 8 * kLineBytes];
+  low = static_cast<uint8_t>(low | (u & ((1u << p.low) - 1)) << bit % 8);
+  if (p.high > 0) {
+    uint8_t& high = unit[p.low_lines() * kLineBytes];
+    high = static_cast<uint8_t>(high | u >> p.low << p.high_at(step));
   }
 }
+
+// Whether weights reach as far up as down, to the largest of their group; so many levels that one
+// more does not matter.
+bool is_symmetric(WeightType type) { return type == WeightType::int8 || type == WeightType::int16; }
 
 // Rounds w / step to nearest, ties to even, and clamps. Adding 1.5 * 2^23 leaves no bits below the point, and needs no call
 // of the C library; |w / step| is far below 2^22, because the step follows from the largest |w|.
@@ -87,21 +97,39 @@ uint16_t choose_step_int8(std::span<const float> w, int high) {
   return best;
 }
 
-uint16_t choose_step_int4(std::span<const float> w) {
+// The steps that are tried for a type whose weights need not reach to both ends: w_extreme over
+// +-(first to last) / per_zero times the type's zero. Few levels want the small weights hit and the
+// large ones cut: the best step for 64 normally distributed weights is about w_extreme / (1.3 * zero)
+// for int2 and w_extreme / zero for int6. The end with one level more may then be the better one for
+// the smaller weights, so both signs are tried.
+struct StepSearch {
+  int first, last, per_zero;
+  bool both_signs;
+};
+constexpr StepSearch kManyLevels = {40, 72, 64, false}, kFewLevels = {20, 64, 32, true};
+constexpr float kSmallestDivisor = 0.625f;  // of the zero, in both
+
+uint16_t choose_step(std::span<const float> w, const TypeProperties& type) {
   float extreme = 0;
   for (const float value : w) {
     if (std::fabs(value) > std::fabs(extreme)) extreme = value;
   }
   if (extreme == 0) return 0;
+  const StepSearch& search = type.bits >= 4 ? kManyLevels : kFewLevels;
   uint16_t best = 0;
   float best_error = INFINITY;
-  for (int i = 0; i <= 32; ++i) {
-    const float divisor = -8.0f + static_cast<float>(i - 8) * 0.125f;  // -9 to -5
-    const uint16_t bits = float_to_half(extreme / divisor);
-    const float error = square_error(w, half_to_float(bits), -8, 7);
-    if (error < best_error) {
-      best_error = error;
-      best = bits;
+  for (const float sign : {-1.0f, 1.0f}) {
+    if (sign > 0 && !search.both_signs) break;
+    for (int i = search.last; i >= search.first; --i) {
+      const float divisor =
+          sign * static_cast<float>(i * type.zero()) / static_cast<float>(search.per_zero);
+      uint16_t bits = float_to_half(extreme / divisor);
+      if ((bits & 0x7FFF) == 0) ++bits;  // the smallest step may still be nearer than none
+      const float error = square_error(w, half_to_float(bits), -type.zero(), type.zero() - 1);
+      if (error < best_error) {
+        best_error = error;
+        best = bits;
+      }
     }
   }
   return best;
@@ -132,17 +160,18 @@ double EncodeError::relative_rms() const {
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
                          bool rotated) {
   if (!is_grouped(type)) return {type, rows, cols, 1};
-  const uint32_t g = std::min(group, round_up(cols, kGroupMultiple));
+  const uint32_t g = round_up(std::min(group, cols), properties(type).unit());
   return {type, rows, round_up(cols, g), g, rotated && is_quantised(type) ? rotation_of(g) : 0};
 }
 
 float matrix_scale(WeightType type, float max_abs) {
   if (type == WeightType::f32 || max_abs == 0) return 1.0f;
   // The largest binary16 number in the matrix: the weight itself, or the largest group's step.
-  const float largest = type == WeightType::int8    ? max_abs / 127.0f
-                        : type == WeightType::int4  ? max_abs / 5.0f
-                        : type == WeightType::int16 ? max_abs / 32767.0f
-                                                    : max_abs;
+  const TypeProperties& p = properties(type);
+  const float largest = type == WeightType::f16 ? max_abs
+                        : is_symmetric(type)
+                            ? max_abs / static_cast<float>(p.zero() - 1)
+                            : max_abs / (kSmallestDivisor * static_cast<float>(p.zero()));
   // Put it just below 2^15, so that 29 octaves below it are normal numbers.
   int exponent = 0;
   std::frexp(largest, &exponent);
@@ -196,14 +225,14 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
       }
       continue;
     }
-    const bool is_int4 = shape.type == WeightType::int4;
-    const int high = is_int4 ? 7 : shape.type == WeightType::int8 ? 127 : 32767;
-    const int low = is_int4 ? -8 : -high;
+    const TypeProperties& p = properties(shape.type);
+    const bool symmetric = is_symmetric(shape.type);
+    const int high = p.zero() - 1, low = symmetric ? -high : -p.zero();
     std::vector<float> scaled(shape.group);
     for (uint32_t g = 0; g < shape.groups(); ++g) {
       const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
       std::transform(w.begin(), w.end(), scaled.begin(), [&](float v) { return v / scale; });
-      const uint16_t bits = is_int4                          ? choose_step_int4(scaled)
+      const uint16_t bits = !symmetric                       ? choose_step(scaled, p)
                             : shape.type == WeightType::int8 ? choose_step_int8(scaled, high)
                                                              : choose_step_symmetric(scaled, high);
       store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);

@@ -680,12 +680,23 @@ CLI::Option* add_real(CLI::App& app, const char* names, double& value, double mi
       ->default_str(shown(value));
 }
 
+constexpr std::array kMatrixTypes = {WeightType::int8, WeightType::int6, WeightType::int5,
+                                     WeightType::int4, WeightType::int3, WeightType::int2,
+                                     WeightType::f16,  WeightType::f32};
+
 WeightType parse_weight_type(const std::string& flag, const std::string& value) {
-  for (const WeightType type :
-       {WeightType::int8, WeightType::int4, WeightType::f16, WeightType::f32}) {
+  for (const WeightType type : kMatrixTypes) {
     if (value == type_name(type)) return type;
   }
-  throw UsageError(flag + " " + value + ": expected one of int8, int4, fp16, fp32");
+  throw UsageError(flag + " " + value + ": expected one of " + matrix_types());
+}
+
+std::string matrix_types() {
+  std::string names;
+  for (const WeightType type : kMatrixTypes) {
+    names += (names.empty() ? "" : ", ") + std::string(type_name(type));
+  }
+  return names;
 }
 
 mamba_edge_state_type parse_state_type(const std::string& name) {

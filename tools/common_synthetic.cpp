@@ -46,7 +46,8 @@ class Noise {
 void fill_matrix(const MatrixShape& shape, Noise& noise, uint8_t* out) {
   const float spread = std::sqrt(3.0f / static_cast<float>(shape.cols));  // of a uniform weight
   const size_t elements = shape.weight_bytes() / (shape.type == WeightType::f32 ? 4 : 2);
-  const float largest = shape.type == WeightType::int4 ? 8 : 128;
+  const float largest =
+      is_grouped(shape.type) ? static_cast<float>(properties(shape.type).zero()) : 1;
   for (size_t block = 0; block < shape.row_blocks(); ++block, out += shape.row_block_bytes()) {
     const size_t scales = shape.scale_bytes() / 2;
     for (size_t i = 0; i < scales; ++i) {

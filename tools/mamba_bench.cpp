@@ -464,7 +464,7 @@ int run(int argc, char** argv) {
                  "370m, 790m, 1.4b, 2.8b, mamba2-130m, 370m, 780m, 1.3b, 2.7b")
       ->type_name("NAME")
       ->delimiter(',');
-  app.add_option("--type", options.types, "Weight types of --synthetic: int8, int4, fp16, fp32")
+  app.add_option("--type", options.types, "Weight types of --synthetic: " + matrix_types())
       ->type_name("TYPE")
       ->delimiter(',')
       ->capture_default_str();

@@ -18,7 +18,7 @@ struct Sdot {
   static ME_INLINE Weight weight(uint8x16_t bytes) {
     return vreinterpretq_s8_u8(veorq_u8(bytes, vdupq_n_u8(128)));
   }
-  static ME_INLINE Weight nibble(uint8x16_t bytes) { return vreinterpretq_s8_u8(bytes); }
+  static ME_INLINE Weight small(uint8x16_t bytes) { return vreinterpretq_s8_u8(bytes); }
   template <int kLane>
   static ME_INLINE int32x4_t add(int32x4_t acc, Weight w, int8x16_t a) {
     return vdotq_laneq_s32(acc, w, a, kLane);
@@ -32,7 +32,7 @@ struct Usdot {
   static constexpr int32_t kZero8 = 128;
   using Weight = uint8x16_t;
   static ME_INLINE Weight weight(uint8x16_t bytes) { return bytes; }
-  static ME_INLINE Weight nibble(uint8x16_t bytes) { return bytes; }
+  static ME_INLINE Weight small(uint8x16_t bytes) { return bytes; }
   template <int kLane>
   static ME_INLINE int32x4_t add(int32x4_t acc, Weight w, int8x16_t a) {
     return vusdotq_laneq_s32(acc, w, a, kLane);
@@ -45,7 +45,6 @@ struct LaneDot : NeonIsa {
   using Weight = typename Op::Weight;
   static constexpr int kIntTokens = 4;
   static constexpr int32_t kZero8 = Op::kZero8;
-  static constexpr int32_t kZero4 = 8;
 
   // Activations of four steps per token.
   template <int T>
@@ -85,28 +84,32 @@ struct LaneDot : NeonIsa {
     store_sums<T>(acc, dot);
   }
 
-  // Two steps: low nibbles, then high ones.
-  template <int kLane, int T>
-  static ME_INLINE void nibble_steps(const uint8_t* w, const int8x16_t (&a)[T],
-                                     int32x4_t (&acc)[T][4]) {
-    read_ahead(w);
+  template <int T, WeightType kType, int kPart>
+  static ME_INLINE void multiply_part(const uint8_t* unit, const int8_t* const* q, size_t i,
+                                      int32x4_t (&acc)[T][4]) {
+    int8x16_t a[T];
+    load_tokens<T>(q, i, a);
     ME_UNROLL
     for (int r = 0; r < 4; ++r) {
-      const uint8x16_t bytes = vld1q_u8(w + 16 * r);
-      add<kLane>(r, Op::nibble(vandq_u8(bytes, vdupq_n_u8(15))), a, acc);
-      add<kLane + 1>(r, Op::nibble(vshrq_n_u8(bytes, 4)), a, acc);
+      uint8x16_t steps[kPartSteps];
+      unpack_part<NeonBytes, kType, kPart>(unit + 16 * r, steps);
+      add<0>(r, Op::small(steps[0]), a, acc);
+      add<1>(r, Op::small(steps[1]), a, acc);
+      add<2>(r, Op::small(steps[2]), a, acc);
+      add<3>(r, Op::small(steps[3]), a, acc);
     }
   }
 
-  template <int T>
-  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+  template <int T, WeightType kType>
+  static ME_INLINE void dot_planes(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                   Ints* dot) {
+    using Unit = Planes<kType>;
     int32x4_t acc[T][4];
     load_sums<T>(dot, acc);
-    for (size_t i = 0; i < inputs; i += 4 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
-      int8x16_t a[T];
-      load_tokens<T>(q, i, a);
-      nibble_steps<0>(w, a, acc);
-      nibble_steps<2>(w + 64, a, acc);
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+      read_unit_ahead<kType>(w);
+      multiply_part<T, kType, 0>(w, q, i, acc);
+      if constexpr (Unit::kParts > 1) multiply_part<T, kType, 1>(w, q, i + kGroupMultiple, acc);
     }
     store_sums<T>(acc, dot);
   }

@@ -47,33 +47,55 @@ struct MatrixDot : LaneDot<Usdot> {
     }
   }
 
+  // Registers kFirst to kFirst + R - 1 of 16 inputs of int8.
+  template <int T, int kFirst, int R>
+  static ME_INLINE void add_bytes(const uint8_t* w, const int8x16_t (&a)[T / 2][2],
+                                  Sums<T, R>& sums) {
+    ME_UNROLL
+    for (int half = 0; half < 2; ++half, w += 2 * kLineBytes) {
+      ME_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* at = w + 16 * (kFirst + r);
+        add_pairs<T, R>(vld1q_u8(at), vld1q_u8(at + kLineBytes), r, half, a, sums);
+      }
+    }
+  }
+
+  // The same of a part of another type.
+  template <int T, int kFirst, int R, WeightType kType, int kPart>
+  static ME_INLINE void add_part(const uint8_t* unit, const int8x16_t (&a)[T / 2][2],
+                                 Sums<T, R>& sums) {
+    ME_UNROLL
+    for (int r = 0; r < R; ++r) {
+      uint8x16_t steps[kPartSteps];
+      unpack_part<NeonBytes, kType, kPart>(unit + 16 * (kFirst + r), steps);
+      add_pairs<T, R>(steps[0], steps[1], r, 0, a, sums);
+      add_pairs<T, R>(steps[2], steps[3], r, 1, a, sums);
+    }
+  }
+
   // Rows 4 * kFirst to 4 * (kFirst + R) - 1 of one group.
-  template <int T, int kFirst, int R, bool kInt4>
+  template <int T, int kFirst, int R, WeightType kType>
   static ME_INLINE void rows(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    using Unit = Planes<kType>;
     Sums<T, R> sums;
     ME_UNROLL
     for (int p = 0; p < T / 2; ++p) {
       ME_UNROLL
       for (int k = 0; k < 2 * R; ++k) sums[p][k] = vdupq_n_s32(0);
     }
-    constexpr int kStepBytes = kTileRows * kStepInputs;
-    for (size_t i = 0; i < inputs; i += 4 * kStepInputs) {
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+      if (kFirst == 0) read_unit_ahead<kType>(w);
       int8x16_t a[T / 2][2];
       load_pairs<T>(q, i, a);
-      ME_UNROLL
-      for (int half = 0; half < 2; ++half, w += kInt4 ? kStepBytes : 2 * kStepBytes) {
-        if (kFirst == 0) read_ahead(w);
-        if (kFirst == 0 && !kInt4) read_ahead(w + kLineBytes);
-        ME_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const uint8x16_t bytes = vld1q_u8(w + 16 * (kFirst + r));
-          if constexpr (kInt4) {
-            add_pairs<T, R>(vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8(bytes, 4), r, half, a,
-                            sums);
-          } else {
-            add_pairs<T, R>(bytes, vld1q_u8(w + kStepBytes + 16 * (kFirst + r)), r, half, a, sums);
-          }
-        }
+      if constexpr (kType == WeightType::int8) {
+        add_bytes<T, kFirst, R>(w, a, sums);
+      } else {
+        add_part<T, kFirst, R, kType, 0>(w, a, sums);
+      }
+      if constexpr (Unit::kParts > 1) {
+        load_pairs<T>(q, i + kGroupMultiple, a);
+        add_part<T, kFirst, R, kType, 1>(w, a, sums);
       }
     }
     ME_UNROLL
@@ -91,14 +113,14 @@ struct MatrixDot : LaneDot<Usdot> {
 
   // Sixteen registers of sums leave room for the rest: all rows of four tokens, or half the rows of
   // eight, twice.
-  template <int T, bool kInt4>
+  template <int T, WeightType kType>
   static ME_INLINE void all_rows(const uint8_t* w, size_t inputs, const int8_t* const* q,
                                  Ints* dot) {
     if constexpr (T == kMatrixTokens) {
-      rows<T, 0, 4, kInt4>(w, inputs, q, dot);
+      rows<T, 0, 4, kType>(w, inputs, q, dot);
     } else {
-      rows<T, 0, 2, kInt4>(w, inputs, q, dot);
-      rows<T, 2, 2, kInt4>(w, inputs, q, dot);
+      rows<T, 0, 2, kType>(w, inputs, q, dot);
+      rows<T, 2, 2, kType>(w, inputs, q, dot);
     }
   }
 
@@ -107,16 +129,17 @@ struct MatrixDot : LaneDot<Usdot> {
     if constexpr (T < kMatrixTokens) {
       LaneDot::dot_i8<T>(w, inputs, q, dot);
     } else {
-      all_rows<T, false>(w, inputs, q, dot);
+      all_rows<T, WeightType::int8>(w, inputs, q, dot);
     }
   }
 
-  template <int T>
-  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+  template <int T, WeightType kType>
+  static ME_INLINE void dot_planes(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                   Ints* dot) {
     if constexpr (T < kMatrixTokens) {
-      LaneDot::dot_i4<T>(w, inputs, q, dot);
+      LaneDot::dot_planes<T, kType>(w, inputs, q, dot);
     } else {
-      all_rows<T, true>(w, inputs, q, dot);
+      all_rows<T, kType>(w, inputs, q, dot);
     }
   }
 };

@@ -5,6 +5,7 @@
 #include <arm_neon.h>
 
 #include "platforms/simd/lanes.h"
+#include "platforms/simd/planes.h"
 
 namespace mamba_edge {
 namespace {
@@ -24,6 +25,49 @@ ME_XSIMD_ARCH(mamba_edge::Neon64, xsimd::neon64);
 
 namespace mamba_edge {
 namespace {
+
+// Sixteen bytes of weights (platforms/simd/planes.h). Shifts that insert save masks: `sri` puts the top
+// of a byte under another, `sli` puts a byte above the low bits of another.
+struct NeonBytes {
+  using Reg = uint8x16_t;
+  static ME_INLINE Reg load(const uint8_t* p) { return vld1q_u8(p); }
+
+  template <int kBits, int kAt>
+  static ME_INLINE Reg field(Reg line) {
+    if constexpr (kAt > 0) line = vshrq_n_u8(line, kAt);
+    return kAt + kBits < 8 ? vandq_u8(line, vdupq_n_u8((1 << kBits) - 1)) : line;
+  }
+
+  template <int kLow, int kLowAt, int kHigh, int kHighAt>
+  static ME_INLINE Reg join(Reg low, Reg high) {
+    // The bits above the high field, if there are any, are masked out at the end.
+    constexpr bool kTop = kHighAt + kHigh == 8;
+    Reg joined;
+    if constexpr (kLowAt + kLow == 8) {
+      joined = vsriq_n_u8(move<kHighAt, kLow>(high), low, kLowAt);
+    } else {
+      joined = vsliq_n_u8(move<kLowAt, 0>(low), move<kHighAt, 0>(high), kLow);
+    }
+    return kTop ? joined : vandq_u8(joined, vdupq_n_u8((1 << (kLow + kHigh)) - 1));
+  }
+
+  template <int kLowAt, int kHighAt>
+  static ME_INLINE void join_pair(Reg low, Reg high, Reg& first, Reg& second) {
+    // Bit 3 is anything, and so is bit 7 unless zeros have been shifted in there.
+    const Reg both = vbslq_u8(vdupq_n_u8(0x44), move<kHighAt, 2>(high), move<kLowAt, 0>(low));
+    first = vandq_u8(both, vdupq_n_u8(7));
+    second = vshrq_n_u8(both, 4);
+    if constexpr (kLowAt == 0) second = vandq_u8(second, vdupq_n_u8(7));
+  }
+
+ private:
+  template <int kFrom, int kTo>
+  static ME_INLINE Reg move(Reg bits) {
+    if constexpr (kFrom > kTo) return vshrq_n_u8(bits, kFrom - kTo);
+    if constexpr (kFrom < kTo) return vshlq_n_u8(bits, kTo - kFrom);
+    return bits;
+  }
+};
 
 // All that kernels_impl.h asks of an Isa but the integer dots.
 struct NeonIsa {

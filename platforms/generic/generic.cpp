@@ -1,10 +1,45 @@
 // Kernels in plain C++: for any machine, and the yardstick of the others.
 #define MAMBA_EDGE_GENERIC_LANES
 #include "platforms/simd/kernels_impl.h"
+#include "platforms/simd/planes.h"
 #include "platforms/tables.h"
 
 namespace mamba_edge {
 namespace {
+
+// A line of weights; see platforms/simd/planes.h.
+struct Bytes {
+  struct Reg {
+    uint8_t v[kLineBytes];
+  };
+  static ME_INLINE Reg load(const uint8_t* p) {
+    Reg r;
+    std::memcpy(r.v, p, sizeof(r.v));
+    return r;
+  }
+  template <int kBits, int kAt>
+  static ME_INLINE Reg field(const Reg& line) {
+    Reg r;
+    for (size_t i = 0; i < kLineBytes; ++i) {
+      r.v[i] = static_cast<uint8_t>(line.v[i] >> kAt & ((1 << kBits) - 1));
+    }
+    return r;
+  }
+  template <int kLow, int kLowAt, int kHigh, int kHighAt>
+  static ME_INLINE Reg join(const Reg& low, const Reg& high) {
+    Reg r;
+    for (size_t i = 0; i < kLineBytes; ++i) {
+      r.v[i] = static_cast<uint8_t>((low.v[i] >> kLowAt & ((1 << kLow) - 1)) |
+                                    (high.v[i] >> kHighAt & ((1 << kHigh) - 1)) << kLow);
+    }
+    return r;
+  }
+  template <int kLowAt, int kHighAt>
+  static ME_INLINE void join_pair(const Reg& low, const Reg& high, Reg& first, Reg& second) {
+    first = join<2, kLowAt, 1, kHighAt>(low, high);
+    second = join<2, kLowAt + 4, 1, kHighAt + 4>(low, high);
+  }
+};
 
 struct GenericIsa {
   using Arch = Generic;
@@ -13,7 +48,6 @@ struct GenericIsa {
   static constexpr int kFloatTokens = 4;
   static constexpr int kIntTokens = 4;
   static constexpr int32_t kZero8 = 128;
-  static constexpr int32_t kZero4 = 8;
 
   static ME_INLINE Ints broadcast_int(int32_t value) {
     Ints r;
@@ -85,14 +119,13 @@ struct GenericIsa {
     }
   }
 
-  template <int T>
-  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
-    for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += kTileRows * kStepInputs) {
-      uint8_t low[64], high[64];
-      for (int r = 0; r < 64; ++r) {
-        low[r] = w[r] & 15u;
-        high[r] = static_cast<uint8_t>(w[r] >> 4);
-      }
+  template <int T, WeightType kType, int kPart>
+  static ME_INLINE void multiply_part(const uint8_t* unit, size_t i, const int8_t* const* q,
+                                      Ints* dot) {
+    Bytes::Reg steps[kPartSteps];
+    unpack_part<Bytes, kType, kPart>(unit, steps);
+    for (size_t k = 0; k < kPartSteps; k += 2, i += 2 * kStepInputs) {
+      const uint8_t *low = steps[k].v, *high = steps[k + 1].v;
       for (int t = 0; t < T; ++t) {
         const int8_t* a = q[t] + i;
         const int a0 = a[0], a1 = a[1], a2 = a[2], a3 = a[3];
@@ -103,6 +136,16 @@ struct GenericIsa {
                          high[4 * r + 2] * b2 + high[4 * r + 3] * b3;
         }
       }
+    }
+  }
+
+  template <int T, WeightType kType>
+  static ME_INLINE void dot_planes(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                   Ints* dot) {
+    using Unit = Planes<kType>;
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+      multiply_part<T, kType, 0>(w, i, q, dot);
+      if constexpr (Unit::kParts > 1) multiply_part<T, kType, 1>(w, i + kGroupMultiple, q, dot);
     }
   }
 };

@@ -9,10 +9,11 @@
 //   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
 //   V swap<S>(x): lane i takes that of lane i ^ S; S = 1, 2, 4, 8.
 //   Ints broadcast_int(v).
-//   dot_i8<T>(w, inputs, q, dot), dot_i4: adds to dot[t][row] the sum of weight * q[t][i] over one
-//     group of inputs, where a stored byte (nibble) counts as its value plus kZero8 (kZero4).
-//   kIntBlocks, dot_blocks<T, R, kInt4>(w, block_bytes, inputs, q, dot): optional, the same for R row
-//     blocks at a time, dot[R][T], where there are kIntTokens tokens.
+//   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
+//     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
+//     zero (dot_i8: kZero8).
+//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
+//     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 or int4.
 //   kFloatTokens, kIntTokens: tokens that one reading of the weights serves, a power of two, by how
 //     many sums fit in the registers.
 //
@@ -246,25 +247,34 @@ struct Kernels {
     }
   }
 
+  // The types that are used most take as many tokens and row blocks together as there are registers
+  // for. The others, to compile less, take four tokens, and one row block.
+  static constexpr bool is_common(WeightType type) {
+    return type == WeightType::int8 || type == WeightType::int4;
+  }
+  template <WeightType kType>
+  static constexpr int kTokens = is_common(kType) || Isa::kIntTokens < 4 ? Isa::kIntTokens : 4;
+
   // Row blocks that are taken together with the largest number of tokens.
-  static constexpr int kIntBlocks = [] {
+  template <WeightType kType>
+  static constexpr int kBlocks = [] {
     if constexpr (requires { Isa::kIntBlocks; }) {
-      return Isa::kIntBlocks;
+      return is_common(kType) ? Isa::kIntBlocks : 1;
     } else {
       return 1;
     }
   }();
 
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
-  template <int T, int R, bool kInt4>
+  template <int T, int R, WeightType kType>
   static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
                                        const MatrixShape& shape, const QuantisedRows& x, size_t t0,
                                        float scale, float* out, size_t out_stride) {
     const uint8_t* w = block + shape.scale_bytes();
     const size_t group = shape.group;
     const size_t groups = shape.groups();
-    const size_t group_bytes = group * kTileRows / (kInt4 ? 2 : 1);
-    constexpr int32_t kZero = kInt4 ? Isa::kZero4 : Isa::kZero8;
+    const size_t group_bytes = group * properties(kType).bits * kTileRows / 8;
+    constexpr int32_t kZero = kType == WeightType::int8 ? Isa::kZero8 : properties(kType).zero();
 
     V acc[R][T];
     const int8_t* q[T];
@@ -283,11 +293,11 @@ struct Kernels {
         for (int r = 0; r < R; ++r) dot[r][t] = Isa::broadcast_int(-kZero * x.sum[at]);
       }
       if constexpr (R > 1) {
-        Isa::template dot_blocks<T, R, kInt4>(w, block_bytes, group, q, dot[0]);
-      } else if constexpr (kInt4) {
-        Isa::template dot_i4<T>(w, group, q, dot[0]);
-      } else {
+        Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, dot[0]);
+      } else if constexpr (kType == WeightType::int8) {
         Isa::template dot_i8<T>(w, group, q, dot[0]);
+      } else {
+        Isa::template dot_planes<T, kType>(w, group, q, dot[0]);
       }
       ME_UNROLL
       for (size_t r = 0; r < R; ++r) {
@@ -314,43 +324,42 @@ struct Kernels {
   }
 
   // R row blocks times all tokens.
-  template <int R, bool kInt4>
+  template <int R, WeightType kType>
   static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
                                          size_t tokens, float* out, size_t out_stride) {
-    in_blocks<Isa::kIntTokens>(tokens, [&](auto n, size_t t) {
-      constexpr int kTogether = 1 + static_cast<int>(n() == Isa::kIntTokens) * (R - 1);
+    constexpr int kMax = kTokens<kType>;
+    in_blocks<kMax>(tokens, [&](auto n, size_t t) {
+      constexpr int kTogether = 1 + static_cast<int>(n() == kMax) * (R - 1);
       for (size_t k = r; k < r + R; k += kTogether) {
-        quantised_rows<n(), kTogether, kInt4>(w.data + k * w.row_block_bytes, w.row_block_bytes,
+        quantised_rows<n(), kTogether, kType>(w.data + k * w.row_block_bytes, w.row_block_bytes,
                                               w.shape, x, t, w.scale, out + k * kTileRows,
                                               out_stride);
       }
     });
   }
 
-  template <bool kInt4>
-  static ME_INLINE void matmul_quantised(const Matrix& w, size_t begin, size_t end,
-                                         const QuantisedRows& x, size_t tokens, float* out,
-                                         size_t out_stride) {
+  template <WeightType kType>
+  static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
+                               size_t tokens, float* out, size_t out_stride) {
     // Few tokens read the weights as one stream.
-    const bool together = tokens >= Isa::kIntTokens;
+    constexpr int kTogether = kBlocks<kType>;
+    const bool together = tokens >= kTokens<kType>;
     size_t r = begin;
-    if (kIntBlocks > 1 && together) {
-      for (; r + kIntBlocks <= end; r += kIntBlocks) {
-        quantised_blocks<kIntBlocks, kInt4>(w, r, x, tokens, out, out_stride);
+    if (kTogether > 1 && together) {
+      for (; r + kTogether <= end; r += kTogether) {
+        quantised_blocks<kTogether, kType>(w, r, x, tokens, out, out_stride);
       }
     }
-    for (; r < end; ++r) quantised_blocks<1, kInt4>(w, r, x, tokens, out, out_stride);
+    for (; r < end; ++r) quantised_blocks<1, kType>(w, r, x, tokens, out, out_stride);
   }
 
-  static void matmul_i8_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
-                           size_t tokens, float* out, size_t out_stride) {
-    matmul_quantised<false>(w, begin, end, x, tokens, out, out_stride);
-  }
-
-  static void matmul_i4_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
-                           size_t tokens, float* out, size_t out_stride) {
-    matmul_quantised<true>(w, begin, end, x, tokens, out, out_stride);
-  }
+  // As kernels.inc calls them.
+  static constexpr auto matmul_i8_i8 = matmul_quantised<WeightType::int8>;
+  static constexpr auto matmul_i6_i8 = matmul_quantised<WeightType::int6>;
+  static constexpr auto matmul_i5_i8 = matmul_quantised<WeightType::int5>;
+  static constexpr auto matmul_i4_i8 = matmul_quantised<WeightType::int4>;
+  static constexpr auto matmul_i3_i8 = matmul_quantised<WeightType::int3>;
+  static constexpr auto matmul_i2_i8 = matmul_quantised<WeightType::int2>;
 
   // ---- norms ----
 
@@ -717,7 +726,7 @@ struct Kernels {
   static constexpr KernelTable table(const char* isa) {
     return KernelTable{
         isa,
-#define ME_KERNEL(Type, name) &name,
+#define ME_KERNEL(Type, name) name,
 #include "platforms/kernels.inc"
 #undef ME_KERNEL
     };

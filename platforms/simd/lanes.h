@@ -27,7 +27,6 @@ namespace mamba_edge {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr size_t kLineBytes = 64;
 
 // Asks for what a stream will read soon: far ahead into the second cache, which has many more
 // requests in flight than the first, and then a short way ahead into the first. The hardware's own

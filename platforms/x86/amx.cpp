@@ -27,7 +27,8 @@
 
 #include <type_traits>
 
-#include "platforms/simd/lanes.h"
+#include "platforms/simd/planes.h"
+#include "platforms/x86/registers.h"
 
 namespace mamba_edge {
 namespace {
@@ -80,24 +81,28 @@ size_t tiles_of(size_t group) {
 
 // ---- weights without their zero: [input / 4][16 rows][4] ----
 
-template <bool kInt4>
-ME_INLINE void unpack(const uint8_t* w, size_t inputs, int8_t* out) {
-  if constexpr (kInt4) {
-    const __m512i low_nibble = _mm512_set1_epi8(15), zero = _mm512_set1_epi8(8);
-    for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += kLineBytes, out += 2 * kLineBytes) {
-      const __m512i bytes = _mm512_load_si512(w);
-      const __m512i low = _mm512_and_si512(bytes, low_nibble);
-      const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low_nibble);
-      _mm512_store_si512(out, _mm512_sub_epi8(low, zero));
-      _mm512_store_si512(out + kLineBytes, _mm512_sub_epi8(high, zero));
-    }
-  } else {
-    const __m512i zero = _mm512_set1_epi8(-128);
-    for (size_t i = 0; i < inputs; i += kStepInputs, w += kLineBytes, out += kLineBytes) {
-      _mm512_store_si512(out, _mm512_xor_si512(_mm512_load_si512(w), zero));
-    }
+template <WeightType kType, size_t kPart>
+ME_INLINE void unpack_steps(const uint8_t* unit, int8_t* out) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(properties(kType).zero()));
+  __m512i steps[kPartSteps];
+  unpack_part<Avx512Registers, kType, kPart>(unit, steps);
+  ME_UNROLL
+  for (size_t k = 0; k < kPartSteps; ++k) {
+    _mm512_store_si512(out + (kPart * kPartSteps + k) * kLineBytes,
+                       _mm512_sub_epi8(steps[k], zero));
   }
 }
+
+template <WeightType kType>
+void unpack(const uint8_t* w, size_t inputs, int8_t* out) {
+  using Unit = Planes<kType>;
+  for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+    unpack_steps<kType, 0>(w, out);
+    if constexpr (Unit::kParts > 1) unpack_steps<kType, 1>(w, out);
+    out += Unit::kInputs * kTileRows;
+  }
+}
+using Unpack = void(const uint8_t* w, size_t inputs, int8_t* out);
 
 // ---- one group of R row blocks times some tiles of tokens ----
 
@@ -223,11 +228,11 @@ ME_INLINE void add_products(const Group& group, const __m512* row_scale, size_t 
 
 // ---- R row blocks times some tiles of tokens ----
 
-template <int R, bool kInt4>
-void multiply_rows(const Matrix& w, size_t block, const QuantisedRows& x, size_t first,
-                   size_t tokens, float* out, size_t out_stride, Buffers& buffers) {
+template <int R>
+void multiply_rows(Unpack* unpack, const Matrix& w, size_t block, const QuantisedRows& x,
+                   size_t first, size_t tokens, float* out, size_t out_stride, Buffers& buffers) {
   const size_t group = w.shape.group, groups = w.shape.groups();
-  const size_t group_bytes = group * kTileRows / (kInt4 ? 2 : 1);
+  const size_t group_bytes = group * kTileRows * properties(w.shape.type).bits / 8;
   const uint8_t* rows = w.data + block * w.row_block_bytes;
   for (size_t i = 0; i < tokens * R * kTileRows; i += kTileRows) {
     _mm512_store_ps(buffers.sums + i, _mm512_setzero_ps());
@@ -239,7 +244,7 @@ void multiply_rows(const Matrix& w, size_t block, const QuantisedRows& x, size_t
       const uint8_t* weights = rows + r * w.row_block_bytes + w.shape.scale_bytes();
       const uint8_t* next = weights + (ends ? R * w.row_block_bytes : 0) + ahead * group_bytes;
       for (size_t i = 0; i < group_bytes; i += kLineBytes) __builtin_prefetch(next + i, 0, 2);
-      unpack<kInt4>(weights + g * group_bytes, group, buffers.weights[g % 2][r]);
+      unpack(weights + g * group_bytes, group, buffers.weights[g % 2][r]);
     }
     finish_writes();
   };
@@ -278,52 +283,43 @@ void multiply_rows(const Matrix& w, size_t block, const QuantisedRows& x, size_t
 }
 
 // `tokens` is a multiple of 16.
-template <bool kInt4>
-ME_INLINE void multiply_blocks(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
-                               size_t first, size_t tokens, float* out, size_t out_stride,
-                               Buffers& buffers) {
+ME_INLINE void multiply_blocks(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
+                               const QuantisedRows& x, size_t first, size_t tokens, float* out,
+                               size_t out_stride, Buffers& buffers) {
   const bool in_pairs = tiles_of(w.shape.group) == 1;
   size_t r = begin;
   for (; in_pairs && r + 2 <= end; r += 2) {
-    multiply_rows<2, kInt4>(w, r, x, first, tokens, out, out_stride, buffers);
+    multiply_rows<2>(unpack, w, r, x, first, tokens, out, out_stride, buffers);
   }
-  for (; r < end; ++r) multiply_rows<1, kInt4>(w, r, x, first, tokens, out, out_stride, buffers);
+  for (; r < end; ++r) multiply_rows<1>(unpack, w, r, x, first, tokens, out, out_stride, buffers);
 }
 
 // At least 16 tokens. Where they are no multiple of 16, the last tile starts inside the one before:
 // what both cover is computed twice, with the same bits.
-template <bool kInt4>
-void matmul(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
-            float* out, size_t out_stride) {
+void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
+                     const QuantisedRows& x, size_t tokens, float* out, size_t out_stride) {
   Buffers buffers;  // not initialised
   configure(w.shape.group / tiles_of(w.shape.group));
   const size_t whole = tokens / kTileTokens * kTileTokens;
   for (size_t t = 0; t < whole; t += kMaxTokens) {
-    multiply_blocks<kInt4>(w, begin, end, x, t, whole - t < kMaxTokens ? whole - t : kMaxTokens,
-                           out, out_stride, buffers);
+    multiply_blocks(unpack, w, begin, end, x, t, whole - t < kMaxTokens ? whole - t : kMaxTokens,
+                    out, out_stride, buffers);
   }
   if (whole < tokens) {
-    multiply_blocks<kInt4>(w, begin, end, x, tokens - kTileTokens, kTileTokens, out, out_stride,
-                           buffers);
+    multiply_blocks(unpack, w, begin, end, x, tokens - kTileTokens, kTileTokens, out, out_stride,
+                    buffers);
   }
   _tile_release();
 }
 
-void matmul_i8_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
-                  float* out, size_t out_stride) {
+// kKernel: the product's place in the table, for few tokens.
+template <WeightType kType, MatmulQuantised* KernelTable::*kKernel>
+void matmul(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
+            float* out, size_t out_stride) {
   if (tokens < kTileTokens) {
-    avx512vnni_table()->matmul_i8_i8(w, begin, end, x, tokens, out, out_stride);
+    (avx512vnni_table()->*kKernel)(w, begin, end, x, tokens, out, out_stride);
   } else {
-    matmul<false>(w, begin, end, x, tokens, out, out_stride);
-  }
-}
-
-void matmul_i4_i8(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
-                  float* out, size_t out_stride) {
-  if (tokens < kTileTokens) {
-    avx512vnni_table()->matmul_i4_i8(w, begin, end, x, tokens, out, out_stride);
-  } else {
-    matmul<true>(w, begin, end, x, tokens, out, out_stride);
+    multiply_tokens(unpack<kType>, w, begin, end, x, tokens, out, out_stride);
   }
 }
 
@@ -334,8 +330,12 @@ const KernelTable* amx_table() {
   static const KernelTable table = [] {
     KernelTable t = *avx512vnni_table();
     t.isa = "amx";
-    t.matmul_i8_i8 = matmul_i8_i8;
-    t.matmul_i4_i8 = matmul_i4_i8;
+    t.matmul_i8_i8 = matmul<WeightType::int8, &KernelTable::matmul_i8_i8>;
+    t.matmul_i6_i8 = matmul<WeightType::int6, &KernelTable::matmul_i6_i8>;
+    t.matmul_i5_i8 = matmul<WeightType::int5, &KernelTable::matmul_i5_i8>;
+    t.matmul_i4_i8 = matmul<WeightType::int4, &KernelTable::matmul_i4_i8>;
+    t.matmul_i3_i8 = matmul<WeightType::int3, &KernelTable::matmul_i3_i8>;
+    t.matmul_i2_i8 = matmul<WeightType::int2, &KernelTable::matmul_i2_i8>;
     return t;
   }();
   return &table;

@@ -9,17 +9,13 @@
 namespace mamba_edge {
 namespace {
 
-struct Vnni512Registers {
-  using Reg = __m512i;
-  static ME_INLINE Reg load(const uint8_t* p) { return _mm512_load_si512(p); }
-  static ME_INLINE Reg set(int32_t v) { return _mm512_set1_epi32(v); }
+struct Vnni512Registers : Avx512Registers {
   // gcc 12 copies every sum before and after the intrinsic, which takes longer than the products.
   static ME_INLINE Reg dot(Reg sum, Reg w, Reg q) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(q));
     return sum;
   }
   static ME_INLINE Reg add(Reg a, Reg b) { return _mm512_add_epi32(a, b); }
-  static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }
   static ME_INLINE Reg and_not(Reg a, Reg b) { return _mm512_andnot_si512(a, b); }
   static ME_INLINE Reg sixteenth(Reg a) { return _mm512_srai_epi32(a, 4); }
 };

@@ -8,19 +8,13 @@
 namespace mamba_edge {
 namespace {
 
-struct Vnni256Registers {
-  using Reg = __m256i;
-  static ME_INLINE Reg load(const uint8_t* p) {
-    return _mm256_load_si256(reinterpret_cast<const Reg*>(p));
-  }
-  static ME_INLINE Reg set(int32_t v) { return _mm256_set1_epi32(v); }
+struct Vnni256Registers : Avx2Registers {
   // gcc 12 copies every sum before and after the intrinsic.
   static ME_INLINE Reg dot(Reg sum, Reg w, Reg q) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(q));
     return sum;
   }
   static ME_INLINE Reg add(Reg a, Reg b) { return _mm256_add_epi32(a, b); }
-  static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }
   static ME_INLINE Reg and_not(Reg a, Reg b) { return _mm256_andnot_si256(a, b); }
   static ME_INLINE Reg sixteenth(Reg a) { return _mm256_srai_epi32(a, 4); }
 };

@@ -4,96 +4,15 @@
 // A register of weights has rows of four consecutive bytes. Its even and its odd bytes, widened to
 // 16 bits by a mask and a shift, are multiplied by the even and the odd two of four activations,
 // and `pmaddwd` adds the two products of a row: one int32 per row, no shuffles. (`pmaddubsw` would
-// take the bytes as they are, but saturates: 2 * 255 * 127 does not fit in 16 bits. Nibbles do fit,
-// and use it where it exists.)
+// take the bytes as they are, but saturates: 2 * 255 * 127 does not fit in 16 bits. Numbers of six bits
+// and less do, and use it where it exists.)
 #pragma once
 
-#include <immintrin.h>
-
-#include "platforms/simd/lanes.h"
+#include "platforms/simd/planes.h"
+#include "platforms/x86/registers.h"
 
 namespace mamba_edge {
 namespace {
-
-struct Sse2Registers {
-  using Reg = __m128i;
-  static constexpr bool kByteMultiply = false;
-  static ME_INLINE Reg load(const uint8_t* p) {
-    return _mm_load_si128(reinterpret_cast<const Reg*>(p));
-  }
-  static ME_INLINE Reg set(int32_t v) { return _mm_set1_epi32(v); }
-  static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm_and_si128(a, b); }
-  template <int N>
-  static ME_INLINE Reg shift_right(Reg a) {
-    return _mm_srli_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_right_signed(Reg a) {
-    return _mm_srai_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_left(Reg a) {
-    return _mm_slli_epi16(a, N);
-  }
-  static ME_INLINE Reg madd(Reg a, Reg b) { return _mm_madd_epi16(a, b); }
-  static ME_INLINE Reg madd_bytes(Reg a, Reg) { return a; }
-  static ME_INLINE Reg add16(Reg a, Reg b) { return _mm_add_epi16(a, b); }
-  static ME_INLINE Reg add32(Reg a, Reg b) { return _mm_add_epi32(a, b); }
-};
-
-#if defined(__AVX2__)
-struct Avx2Registers {
-  using Reg = __m256i;
-  static constexpr bool kByteMultiply = true;
-  static ME_INLINE Reg load(const uint8_t* p) {
-    return _mm256_load_si256(reinterpret_cast<const Reg*>(p));
-  }
-  static ME_INLINE Reg set(int32_t v) { return _mm256_set1_epi32(v); }
-  static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm256_and_si256(a, b); }
-  template <int N>
-  static ME_INLINE Reg shift_right(Reg a) {
-    return _mm256_srli_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_right_signed(Reg a) {
-    return _mm256_srai_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_left(Reg a) {
-    return _mm256_slli_epi16(a, N);
-  }
-  static ME_INLINE Reg madd(Reg a, Reg b) { return _mm256_madd_epi16(a, b); }
-  static ME_INLINE Reg madd_bytes(Reg a, Reg b) { return _mm256_maddubs_epi16(a, b); }
-  static ME_INLINE Reg add16(Reg a, Reg b) { return _mm256_add_epi16(a, b); }
-  static ME_INLINE Reg add32(Reg a, Reg b) { return _mm256_add_epi32(a, b); }
-};
-#endif
-
-#if defined(__AVX512BW__)
-struct Avx512Registers {
-  using Reg = __m512i;
-  static constexpr bool kByteMultiply = true;
-  static ME_INLINE Reg load(const uint8_t* p) { return _mm512_load_si512(p); }
-  static ME_INLINE Reg set(int32_t v) { return _mm512_set1_epi32(v); }
-  static ME_INLINE Reg bit_and(Reg a, Reg b) { return _mm512_and_si512(a, b); }
-  template <int N>
-  static ME_INLINE Reg shift_right(Reg a) {
-    return _mm512_srli_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_right_signed(Reg a) {
-    return _mm512_srai_epi16(a, N);
-  }
-  template <int N>
-  static ME_INLINE Reg shift_left(Reg a) {
-    return _mm512_slli_epi16(a, N);
-  }
-  static ME_INLINE Reg madd(Reg a, Reg b) { return _mm512_madd_epi16(a, b); }
-  static ME_INLINE Reg madd_bytes(Reg a, Reg b) { return _mm512_maddubs_epi16(a, b); }
-  static ME_INLINE Reg add16(Reg a, Reg b) { return _mm512_add_epi16(a, b); }
-  static ME_INLINE Reg add32(Reg a, Reg b) { return _mm512_add_epi32(a, b); }
-};
-#endif
 
 ME_INLINE int32_t load_step(const int8_t* q) {
   int32_t v;
@@ -109,7 +28,6 @@ struct X86Dot {
   static constexpr int kRegs = Ints::kCount;
   static constexpr int kRegBytes = static_cast<int>(sizeof(Reg));
   static constexpr int32_t kZero8 = 128;
-  static constexpr int32_t kZero4 = 8;
 
   static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
 
@@ -150,52 +68,66 @@ struct X86Dot {
     }
   }
 
-  template <int T>
-  static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
-    const Reg low_nibble = R::set(0x0f0f0f0f);
+  // Four steps of one register times T tokens.
+  template <int T, uint32_t kBits>
+  static ME_INLINE void multiply_steps(const Reg (&steps)[kPartSteps], int r,
+                                       const int8_t* const* q, size_t i, Reg (&acc)[T][kRegs]) {
+    // Sums of two products each, in 16 bits. Of up to five bits four such sums may be added there
+    // (4 * 2 * 31 * 127 = 31496), of six bits two.
     const Reg low_byte = R::set(0x00ff00ff);
     const Reg ones = R::set(0x00010001);
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      if constexpr (R::kByteMultiply) {
+        Reg s[kPartSteps];
+        ME_UNROLL
+        for (int k = 0; k < kPartSteps; ++k)
+          s[k] = R::madd_bytes(steps[k], R::set(load_step(q[t] + i + kStepInputs * k)));
+        const Reg first = R::add16(s[0], s[1]), second = R::add16(s[2], s[3]);
+        if constexpr (kBits <= 5) {
+          acc[t][r] = R::add32(acc[t][r], R::madd(R::add16(first, second), ones));
+        } else {
+          acc[t][r] = R::add32(acc[t][r], R::add32(R::madd(first, ones), R::madd(second, ones)));
+        }
+      } else {
+        ME_UNROLL
+        for (int k = 0; k < kPartSteps; ++k) {
+          const Reg a = R::set(load_step(q[t] + i + kStepInputs * k));
+          const Reg a_even = R::template shift_right_signed<8>(R::template shift_left<8>(a));
+          const Reg a_odd = R::template shift_right_signed<8>(a);
+          const Reg even = R::madd(R::bit_and(steps[k], low_byte), a_even);
+          const Reg odd = R::madd(R::template shift_right<8>(steps[k]), a_odd);
+          acc[t][r] = R::add32(acc[t][r], R::add32(even, odd));
+        }
+      }
+    }
+  }
+
+  template <int T, WeightType kType, int kPart>
+  static ME_INLINE void multiply_part(const uint8_t* unit, const int8_t* const* q, size_t i,
+                                      Reg (&acc)[T][kRegs]) {
+    ME_UNROLL
+    for (int r = 0; r < kRegs; ++r) {
+      Reg steps[kPartSteps];
+      unpack_part<R, kType, kPart>(unit + r * kRegBytes, steps);
+      multiply_steps<T, properties(kType).bits>(steps, r, q, i, acc);
+    }
+  }
+
+  template <int T, WeightType kType>
+  static ME_INLINE void dot_planes(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                   Ints* dot) {
+    using Unit = Planes<kType>;
     Reg acc[T][kRegs];
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
     }
-    // Sixteen inputs are two registers' worth of nibbles; their products stay below 4 * 2 * 15 *
-    // 127 = 15240 in 16 bits.
-    for (size_t i = 0; i < inputs; i += kGroupMultiple, w += kTileRows * kGroupMultiple / 2) {
-      read_ahead(w);
-      read_ahead(w + kLineBytes);
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) {
-        const Reg first = R::load(w + r * kRegBytes);
-        const Reg second = R::load(w + kTileRows * kStepInputs + r * kRegBytes);
-        const Reg steps[4] = {R::bit_and(first, low_nibble),
-                              R::bit_and(R::template shift_right<4>(first), low_nibble),
-                              R::bit_and(second, low_nibble),
-                              R::bit_and(R::template shift_right<4>(second), low_nibble)};
-        ME_UNROLL
-        for (int t = 0; t < T; ++t) {
-          if constexpr (R::kByteMultiply) {
-            Reg s[4];
-            ME_UNROLL
-            for (int k = 0; k < 4; ++k)
-              s[k] = R::madd_bytes(steps[k], R::set(load_step(q[t] + i + 4 * k)));
-            const Reg pairs = R::add16(R::add16(s[0], s[1]), R::add16(s[2], s[3]));
-            acc[t][r] = R::add32(acc[t][r], R::madd(pairs, ones));
-          } else {
-            ME_UNROLL
-            for (int k = 0; k < 4; ++k) {
-              const Reg a = R::set(load_step(q[t] + i + 4 * k));
-              const Reg a_even = R::template shift_right_signed<8>(R::template shift_left<8>(a));
-              const Reg a_odd = R::template shift_right_signed<8>(a);
-              const Reg even = R::madd(R::bit_and(steps[k], low_byte), a_even);
-              const Reg odd = R::madd(R::template shift_right<8>(steps[k]), a_odd);
-              acc[t][r] = R::add32(acc[t][r], R::add32(even, odd));
-            }
-          }
-        }
-      }
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+      read_unit_ahead<kType>(w);
+      multiply_part<T, kType, 0>(w, q, i, acc);
+      if constexpr (Unit::kParts > 1) multiply_part<T, kType, 1>(w, q, i + kGroupMultiple, acc);
     }
     ME_UNROLL
     for (int t = 0; t < T; ++t) {

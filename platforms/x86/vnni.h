@@ -2,16 +2,17 @@
 // an unsigned and a signed byte, summed into an int32, for every row of a step in one instruction.
 // Written once over the width of the registers. Only for kernel units; see platforms/simd/lanes.h.
 //
-// A step of int8 weights is taken as it lies. Of int4, for few tokens, the low nibbles are masked out
-// and the high ones left where they are, as bytes sixteen times too large, with a sum of their own that
-// is shifted right at the end of the group.
+// A step of int8 weights is taken as it lies, other types are unpacked. Only of int4, for few tokens,
+// the low nibbles are masked out and the high ones left where they are, as bytes sixteen times too
+// large, with a sum of their own that is shifted right at the end of the group. (With the four and
+// more sums that this takes for two planes, the ends of the groups would take longer than the shifts.)
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "platforms/simd/lanes.h"
+#include "platforms/simd/planes.h"
 
 namespace mamba_edge {
 namespace {
@@ -24,7 +25,6 @@ struct VnniDot {
   static constexpr int kRegs = Ints::kCount;
   static constexpr int kRegBytes = static_cast<int>(sizeof(Reg));
   static constexpr int32_t kZero8 = 128;
-  static constexpr int32_t kZero4 = 8;
 
   static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
 
@@ -37,11 +37,11 @@ struct VnniDot {
   // Many tokens, dot[N][T]: N row blocks share the broadcasts of the inputs, without which the loads
   // would take longer than the products. High nibbles are shifted down, which is little for so many
   // products, and leaves registers for more of them.
-  template <int T, int N, bool kInt4>
+  template <int T, int N, WeightType kType>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
                                    const int8_t* const* q, Ints* dot) {
-    const Reg low_nibble = R::set(0x0f0f0f0f);
-    constexpr size_t kSteps = kInt4 ? 2 : 1;  // in 64 bytes
+    constexpr int kBits = properties(kType).bits;
+    constexpr size_t kSteps = 8 / kBits;  // in 64 bytes: 1 or 2
     Reg acc[N][T][kRegs];
     ME_UNROLL
     for (int r = 0; r < N; ++r) {
@@ -60,9 +60,9 @@ struct VnniDot {
           const uint8_t* line = w + r * block_bytes;
           if (k == 0) read_ahead(line);
           const Reg bytes = R::load(line + k * kRegBytes);
-          if constexpr (kInt4) {
-            weights[r][0] = R::bit_and(bytes, low_nibble);
-            weights[r][kSteps - 1] = R::bit_and(R::sixteenth(bytes), low_nibble);
+          if constexpr (kSteps > 1) {
+            weights[r][0] = R::template field<kBits, 0>(bytes);
+            weights[r][1] = R::template field<kBits, kBits>(bytes);
           } else {
             weights[r][0] = bytes;
           }
@@ -88,11 +88,10 @@ struct VnniDot {
     }
   }
 
-  // Steps alternate between two sums where only one token leaves the registers idle.
-  template <int T>
-  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
-    constexpr int kSums = T == 1 ? 2 : 1;
-    Reg acc[kSums][T][kRegs];
+  // One sum or two, which are added at the end. Steps alternate between two where only one token
+  // leaves the registers idle.
+  template <int kSums, int T>
+  static ME_INLINE void load_sums(const Ints* dot, Reg (&acc)[kSums][T][kRegs]) {
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       ME_UNROLL
@@ -101,6 +100,23 @@ struct VnniDot {
         if constexpr (kSums > 1) acc[1][t][r] = R::set(0);
       }
     }
+  }
+  template <int kSums, int T>
+  static ME_INLINE void store_sums(const Reg (&acc)[kSums][T][kRegs], Ints* dot) {
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r) {
+        dot[t].v[r] = kSums > 1 ? R::add(acc[0][t][r], acc[kSums - 1][t][r]) : acc[0][t][r];
+      }
+    }
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    constexpr int kSums = T == 1 ? 2 : 1;
+    Reg acc[kSums][T][kRegs];
+    load_sums(dot, acc);
     for (size_t i = 0; i < inputs; i += 2 * kStepInputs, w += 2 * kTileRows * kStepInputs) {
       read_ahead(w);
       read_ahead(w + kLineBytes);
@@ -117,19 +133,51 @@ struct VnniDot {
         }
       }
     }
+    store_sums(acc, dot);
+  }
+
+  // Four steps times T tokens.
+  template <int T, WeightType kType, int kPart, int kSums>
+  static ME_INLINE void multiply_part(const uint8_t* unit, const int8_t* const* q, size_t i,
+                                      Reg (&acc)[kSums][T][kRegs]) {
     ME_UNROLL
-    for (int t = 0; t < T; ++t) {
+    for (int r = 0; r < kRegs; ++r) {
+      Reg steps[kPartSteps];
+      unpack_part<R, kType, kPart>(unit + r * kRegBytes, steps);
       ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) {
-        dot[t].v[r] = kSums > 1 ? R::add(acc[0][t][r], acc[kSums - 1][t][r]) : acc[0][t][r];
+      for (int step = 0; step < kPartSteps; ++step) {
+        ME_UNROLL
+        for (int t = 0; t < T; ++t) {
+          Reg& sum = acc[step % kSums][t][r];
+          sum = R::dot(sum, steps[step], inputs_of(q[t] + i + step * kStepInputs));
+        }
       }
     }
+  }
+
+  template <int T, WeightType kType>
+  static ME_INLINE void dot_planes(const uint8_t* w, size_t inputs, const int8_t* const* q,
+                                   Ints* dot) {
+    if constexpr (kType == WeightType::int4) {
+      dot_i4<T>(w, inputs, q, dot);
+      return;
+    }
+    using Unit = Planes<kType>;
+    constexpr int kSums = T == 1 ? 2 : 1;
+    Reg acc[kSums][T][kRegs];
+    load_sums(dot, acc);
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
+      read_unit_ahead<kType>(w);
+      multiply_part<T, kType, 0>(w, q, i, acc);
+      if constexpr (Unit::kParts > 1) multiply_part<T, kType, 1>(w, q, i + kGroupMultiple, acc);
+    }
+    store_sums(acc, dot);
   }
 
   template <int T>
   static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     if constexpr (T >= 4) {
-      dot_blocks<T, 1, true>(w, 0, inputs, q, dot);
+      dot_blocks<T, 1, WeightType::int4>(w, 0, inputs, q, dot);
       return;
     }
     const Reg low_nibble = R::set(0x0f0f0f0f);

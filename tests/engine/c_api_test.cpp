@@ -126,12 +126,13 @@ std::string kind_and_type(const testing::TestParamInfo<CApi::ParamType>& p) {
   return std::string(kinds[std::get<0>(p.param)]) + type_name(std::get<1>(p.param));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CApi,
-                         testing::Combine(testing::Range(0, 3),
-                                          testing::Values(WeightType::f32, WeightType::f16,
-                                                          WeightType::int16, WeightType::int8,
-                                                          WeightType::int4)),
-                         kind_and_type);
+INSTANTIATE_TEST_SUITE_P(
+    All, CApi,
+    testing::Combine(testing::Range(0, 3),
+                     testing::Values(WeightType::f32, WeightType::f16, WeightType::int16,
+                                     WeightType::int8, WeightType::int6, WeightType::int5,
+                                     WeightType::int4, WeightType::int3, WeightType::int2)),
+    kind_and_type);
 
 // The arena ends at a page that may not be touched, and the bytes before it are watched: what was
 // announced is what is used.

@@ -20,6 +20,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -264,13 +265,35 @@ struct TestMatrix {
     std::memcpy(&half, block(row) + (group * 16 + row % 16) * 2, 2);
     return half_to_double(half);
   }
-  // The stored integer, without its zero.
+  // The stored integer, without its zero, as quant/blocks.h words it.
   int quantum(size_t row, size_t col) const {
-    const uint8_t* w = block(row) + shape.scale_bytes();
-    const size_t step = col / 4, lane = row % 16 * 4 + col % 4;
-    if (shape.type == WeightType::int8) return w[step * 64 + lane] - 128;
-    const uint8_t byte = w[step / 2 * 64 + lane];
-    return (step % 2 != 0 ? byte >> 4 : byte & 15) - 8;
+    const uint8_t* w = block(row) + shape.scale_bytes() + row % 16 * 4 + col % 4;
+    const size_t step = col / 4;
+    constexpr size_t kBitOf[] = {0, 1, 4, 5, 2, 3, 6, 7};  // of eight steps in one line
+    // Byte `lane` of line `n` behind the scales, and in it the bits of the `k`th step.
+    const auto bits = [&](size_t n, size_t k, int count) {
+      return w[n * 64] >> (k * static_cast<size_t>(count)) & ((1 << count) - 1);
+    };
+    switch (shape.type) {
+      case WeightType::int6: {
+        const size_t unit = step / 4 * 3, s = step % 4;
+        return (bits(unit + s / 2, s % 2, 4) | bits(unit + 2, s, 2) << 4) - 32;
+      }
+      case WeightType::int5: {
+        const size_t unit = step / 8 * 5, s = step % 8;
+        return (bits(unit + s / 2, s % 2, 4) | bits(unit + 4, kBitOf[s], 1) << 4) - 16;
+      }
+      case WeightType::int4:
+        return bits(step / 2, step % 2, 4) - 8;
+      case WeightType::int3: {
+        const size_t unit = step / 8 * 3, s = step % 8;
+        return (bits(unit + s / 4, s % 4, 2) | bits(unit + 2, kBitOf[s], 1) << 2) - 4;
+      }
+      case WeightType::int2:
+        return bits(step / 4, step % 4, 2) - 2;
+      default:
+        return bits(step, 0, 8) - 128;
+    }
   }
 };
 
@@ -340,8 +363,12 @@ struct QuantisedCase {
   size_t rows, cols, group, tokens;
 };
 
-void check_quantised(const KernelTable& k, WeightType type, const QuantisedCase& c, Fill weights,
+// The group is rounded up to what the type allows.
+void check_quantised(const KernelTable& k, WeightType type, QuantisedCase c, Fill weights,
                      Fill acts, bool extreme_scales, std::mt19937& random) {
+  const size_t unit = properties(type).unit(), n_groups = c.cols / c.group;
+  c.group = round_up(c.group, unit);
+  c.cols = n_groups * c.group;
   SCOPED_TRACE(testing::Message() << type_name(type) << " rows " << c.rows << " cols " << c.cols
                                   << " group " << c.group << " tokens " << c.tokens);
   TestMatrix m(type, c.rows, c.cols, c.group, 0.25f);
@@ -349,9 +376,9 @@ void check_quantised(const KernelTable& k, WeightType type, const QuantisedCase&
   const size_t groups = c.cols / c.group;
   for (size_t row = 0; row < m.shape.row_blocks() * 16; ++row) {
     for (size_t g = 0; g < groups; ++g) {
-      // Any positive finite binary16, subnormals included, or ordinary ones.
+      // Any finite binary16 but zero, subnormals included, or ordinary ones; either sign.
       const auto half = extreme_scales ? 1 + random() % 0x7bff : 0x1c00 + random() % 0x1000;
-      m.set_group_scale(row, g, static_cast<uint16_t>(half));
+      m.set_group_scale(row, g, static_cast<uint16_t>(half | (random() % 2) << 15));
     }
   }
   Quantised x(c.tokens, c.cols, c.group);
@@ -367,7 +394,7 @@ void check_quantised(const KernelTable& k, WeightType type, const QuantisedCase&
     }
   }
   const size_t stride = m.shape.row_blocks() * 16;
-  const auto matmul = type == WeightType::int8 ? k.matmul_i8_i8 : k.matmul_i4_i8;
+  const auto matmul = quantised_matmul(k, type);
   Floats out(c.tokens * stride);
   matmul(m.m, 0, m.shape.row_blocks(), x.rows, c.tokens, out.data(), stride);
   for (size_t t = 0; t < c.tokens; ++t) {
@@ -401,7 +428,7 @@ void check_quantised(const KernelTable& k, WeightType type, const QuantisedCase&
 }
 
 TEST_P(Kernels, MatmulQuantisedMeetsItsBound) {
-  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+  for (const WeightType type : kQuantisedTypes) {
     for (const size_t group : Sizes{16, 32, 48, 64, 80, 128, 192, 240, 256}) {
       for (const size_t groups : Sizes{1, 2, 3, 5, 8}) {
         const size_t tokens = 1 + random() % 9;
@@ -417,7 +444,7 @@ TEST_P(Kernels, MatmulQuantisedMeetsItsBound) {
 
 // As a prompt is read: tiles of 16 tokens and what is left, one row block and several.
 TEST_P(Kernels, MatmulQuantisedOfManyTokens) {
-  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+  for (const WeightType type : kQuantisedTypes) {
     for (size_t group = 16; group <= kMaxGroup; group += 16) {
       const size_t tokens = 16 + random() % 34;
       check_quantised(k, type, {1 + random() % 70, (1 + random() % 3) * group, group, tokens},
@@ -432,7 +459,7 @@ TEST_P(Kernels, MatmulQuantisedOfManyTokens) {
 
 TEST_P(Kernels, MatmulQuantisedDoesNotSaturate) {
   constexpr Fill kFills[] = {Fill::highest, Fill::lowest, Fill::alternating};
-  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
+  for (const WeightType type : kQuantisedTypes) {
     for (const Fill weights : kFills) {
       for (const Fill acts : kFills) {
         for (const size_t group : Sizes{16, 64, 256}) {
@@ -537,26 +564,22 @@ TEST_P(Kernels, EveryHalfIsExact) {
 }
 
 TEST_P(Kernels, EveryGroupScaleIsExact) {
-  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
-    TestMatrix m(type, 0x7c00, 16, 16, 1.0f);
-    for (size_t r = 0; r < 0x7c00; ++r) {
-      m.set_group_scale(r, 0, static_cast<uint16_t>(r));
-      uint8_t* w = m.block(r) + m.shape.scale_bytes();
-      const bool int8 = type == WeightType::int8;
-      for (size_t i = 0; i < m.shape.weight_bytes(); ++i) w[i] = int8 ? 128 : 0x88;
-    }
-    for (size_t r = 0; r < 0x7c00; ++r) {  // column 0 has the value 1
-      m.block(r)[m.shape.scale_bytes() + r % 16 * 4] = type == WeightType::int8 ? 129 : 0x89;
-    }
-    Quantised x(1, 16, 16);
-    x.q[0] = 1;
+  for (const WeightType type : kQuantisedTypes) {
+    const size_t cols = properties(type).unit();
+    TestMatrix m(type, 0x7c00, cols, cols, 1.0f);
+    fill_quanta(m, Fill::random, random);
+    for (size_t r = 0; r < 0x7c00; ++r) m.set_group_scale(r, 0, static_cast<uint16_t>(r));
+    Quantised x(1, cols, cols);
+    x.q[cols - 3] = 1;
     x.scale[0] = 1.0f;
     x.sum[0] = 1;
     Floats out(0x7c00);
-    const auto matmul = type == WeightType::int8 ? k.matmul_i8_i8 : k.matmul_i4_i8;
+    const auto matmul = quantised_matmul(k, type);
     matmul(m.m, 0, 0x7c0, x.rows, 1, out.data(), 0x7c00);
     for (size_t r = 0; r < 0x7c00; ++r) {
-      ASSERT_EQ(static_cast<double>(out[r]), half_to_double(static_cast<uint16_t>(r))) << r;
+      ASSERT_EQ(static_cast<double>(out[r]),
+                half_to_double(static_cast<uint16_t>(r)) * m.quantum(r, cols - 3))
+          << type_name(type) << " " << r;
     }
   }
 }
@@ -1272,8 +1295,9 @@ TEST(KernelTables, AmxIsAvx512Vnni) {
   if (amx == nullptr) GTEST_SKIP() << "no AMX here";
   ASSERT_NE(vnni, nullptr);
   std::mt19937 random(7);
-  for (const WeightType type : {WeightType::int8, WeightType::int4}) {
-    for (const size_t group : Sizes{16, 48, 64, 80, 128, 176, 256}) {
+  for (const WeightType type : kQuantisedTypes) {
+    for (const size_t least : Sizes{16, 48, 64, 80, 128, 176, 256}) {
+      const size_t group = round_up<size_t>(least, properties(type).unit());
       for (const size_t tokens : Sizes{1, 15, 16, 40, 145}) {
         TestMatrix m(type, 80, 3 * group, group, 0.5f);
         fill_quanta(m, Fill::random, random);
@@ -1285,18 +1309,16 @@ TEST(KernelTables, AmxIsAvx512Vnni) {
         fill_q(x, Fill::random, tokens, 3 * group, group, random);
         for (float& v : x.scale) v = std::exp2(static_cast<float>(random() % 100) / 10 - 5);
         Floats a(tokens * 80), b(tokens * 80);
-        (type == WeightType::int8 ? amx->matmul_i8_i8 : amx->matmul_i4_i8)(m.m, 0, 5, x.rows,
-                                                                           tokens, a.data(), 80);
-        (type == WeightType::int8 ? vnni->matmul_i8_i8 : vnni->matmul_i4_i8)(m.m, 0, 5, x.rows,
-                                                                             tokens, b.data(), 80);
+        quantised_matmul(*amx, type)(m.m, 0, 5, x.rows, tokens, a.data(), 80);
+        quantised_matmul(*vnni, type)(m.m, 0, 5, x.rows, tokens, b.data(), 80);
         ASSERT_TRUE(a.same_bits(b))
             << type_name(type) << " group " << group << " tokens " << tokens;
       }
     }
   }
-#define ME_KERNEL(Type, name)                                                         \
-  if (std::string(#name) != "matmul_i8_i8" && std::string(#name) != "matmul_i4_i8") { \
-    EXPECT_EQ(amx->name, vnni->name) << #name;                                        \
+#define ME_KERNEL(Type, name)                             \
+  if constexpr (!std::is_same_v<Type, MatmulQuantised>) { \
+    EXPECT_EQ(amx->name, vnni->name) << #name;            \
   }
 #include "platforms/kernels.inc"
 #undef ME_KERNEL
