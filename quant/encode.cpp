@@ -123,7 +123,8 @@ uint16_t choose_step(std::span<const float> w, const TypeProperties& type) {
     for (int i = search.last; i >= search.first; --i) {
       const float divisor =
           sign * static_cast<float>(i * type.zero()) / static_cast<float>(search.per_zero);
-      const uint16_t bits = float_to_half(extreme / divisor);
+      uint16_t bits = float_to_half(extreme / divisor);
+      if ((bits & 0x7FFF) == 0) ++bits;  // the smallest step may still be nearer than none
       const float error = square_error(w, half_to_float(bits), -type.zero(), type.zero() - 1);
       if (error < best_error) {
         best_error = error;
@@ -159,8 +160,7 @@ double EncodeError::relative_rms() const {
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
                          bool rotated) {
   if (!is_grouped(type)) return {type, rows, cols, 1};
-  const uint32_t unit = properties(type).unit();
-  const uint32_t g = round_up(std::min(group, cols), unit);
+  const uint32_t g = round_up(std::min(group, cols), properties(type).unit());
   return {type, rows, round_up(cols, g), g, rotated && is_quantised(type) ? rotation_of(g) : 0};
 }
 
@@ -232,9 +232,9 @@ EncodeError encode_row_block(const MatrixShape& shape, float scale, const float*
     for (uint32_t g = 0; g < shape.groups(); ++g) {
       const std::span<const float> w(row + size_t{g} * shape.group, shape.group);
       std::transform(w.begin(), w.end(), scaled.begin(), [&](float v) { return v / scale; });
-      const uint16_t bits = shape.type == WeightType::int8 ? choose_step_int8(scaled, high)
-                            : symmetric                    ? choose_step_symmetric(scaled, high)
-                                                           : choose_step(scaled, p);
+      const uint16_t bits = !symmetric                       ? choose_step(scaled, p)
+                            : shape.type == WeightType::int8 ? choose_step_int8(scaled, high)
+                                                             : choose_step_symmetric(scaled, high);
       store_u16(out + (size_t{g} * kTileRows + lane) * 2, bits);
       const float step = half_to_float(bits);
       const float inverse = step == 0 ? 0.0f : 1.0f / step;

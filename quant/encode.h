@@ -12,7 +12,8 @@ namespace mamba_edge {
 
 // The padded shape for a matrix of rows x cols: the group is `group`, or, where the matrix is
 // narrower than that, its whole width, rounded up to the type's unit of 16 or 32; 1 for fp32 and
-// fp16. `group` is a multiple of 16, 16 to 256. `rotated`: quantised types are, by the longest rotation that divides the group.
+// fp16. `group` is a multiple of 16, 16 to 256. `rotated`: quantised types are, by the longest
+// rotation that divides the group.
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
                          bool rotated = false);
 
@@ -50,11 +51,12 @@ void rotate_weights(uint32_t rotation, float* values, size_t n);
 //
 // int8: per group and row, of 32 scales in binary16 from max|w| / 127 upwards, in steps of two of
 // its numbers, the one with the smallest sum of squared errors; weights rounded to nearest. int16:
-// max|w| / 32767, rounded up. The others, with zero = 2^(bits - 1): per
-// group and row, the scale that minimises the sum of squared errors among
+// max|w| / 32767, rounded up. The others, with zero = 2^(bits - 1): per group and row, the scale
+// that minimises the sum of squared errors among
 //       -w_extreme / (zero * k / 64), k from 72 to 40       (int6, int5, int4)
 //       -+w_extreme / (zero * k / 32), k from 64 to 20      (int3, int2)
-// in binary16, the first of equals. Minus puts the extreme value at the longer end of the range.
+// in binary16 and not zero, the first of equals. Minus puts the extreme value at the longer end of
+// the range.
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
                              size_t cols_stride, uint8_t* out);
 

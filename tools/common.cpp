@@ -810,7 +810,7 @@ Session::Session(const Model& model, const EngineOptions& options) {
   session_options.batch = static_cast<int>(options.batch);
   session_options.state_type = parse_state_type(options.state);
   n_threads_ = session_options.n_threads;
-  chunk_ = options.chunk > 0 ? static_cast<size_t>(options.chunk) : 32;
+  chunk_ = options.chunk > 0 ? static_cast<size_t>(options.chunk) : 64;
   mamba_edge_error error = {};
   check(mamba_edge_session_required_bytes(model.get(), &session_options, &bytes_, &error), error);
   mamba_edge_session* session = nullptr;

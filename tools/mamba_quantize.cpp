@@ -100,9 +100,10 @@ int run(int argc, char** argv) {
   app.add_option("--type", type, "of the matrices: " + matrix_types() + " (default int8)");
   app.add_option("--embedding-type", embedding_type, "of the embedding, if it differs");
   app.add_option("--head-type", head_type, "of the output head, if it differs");
-  add_integer(app, "--group-size", group_size, 16, 256,
-              "inputs that share a scale: a multiple of 16 (default 128 for int8, else 64); int5 "
-              "and int3 round it up to 32");
+  add_integer(
+      app, "--group-size", group_size, 16, 256,
+      "inputs that share a scale: a multiple of 16 (default 128 for int8, else 64), of 32 for "
+      "int5 and int3, which round up");
   add_integer(app, "--vocabulary-group-size", vocabulary_group_size, 16, 256,
               "the same for embedding and head (default 16 for int8, else 64)");
   app.add_option("--gated-norm", gated_norm,

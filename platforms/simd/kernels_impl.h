@@ -46,11 +46,11 @@ struct Kernels {
   }
 
   // Calls f(N, i) for blocks of N tokens (or what else there are `count` of) from i on, as large as
-  // they fit: kMax, then its halves (or what kDivisor makes of it). N is a constant.
-  template <int kMax, int kDivisor = 2, typename F>
+  // they fit: kMax, then its halves. N is a constant.
+  template <int kMax, typename F>
   static ME_INLINE void in_blocks(size_t count, const F& f, size_t i = 0) {
     for (; i + kMax <= count; i += kMax) f(std::integral_constant<int, kMax>{}, i);
-    if constexpr (kMax > 1) in_blocks<kMax / kDivisor, kDivisor>(count, f, i);
+    if constexpr (kMax > 1) in_blocks<kMax / 2>(count, f, i);
   }
 
   // ---- quantisation ----
@@ -247,14 +247,13 @@ struct Kernels {
     }
   }
 
-  // Types that are used most get a product for every power of two of tokens; for the others, to
-  // compile less, there are two.
+  // The types that are used most take as many tokens and row blocks together as there are registers
+  // for. The others, to compile less, take four tokens, and one row block.
   static constexpr bool is_common(WeightType type) {
     return type == WeightType::int8 || type == WeightType::int4;
   }
   template <WeightType kType>
-  static constexpr int kTokens = is_common(kType) || Isa::kIntTokens < 4 ? Isa::kIntTokens
-                                                                         : 4;  // at most
+  static constexpr int kTokens = is_common(kType) || Isa::kIntTokens < 4 ? Isa::kIntTokens : 4;
 
   // Row blocks that are taken together with the largest number of tokens.
   template <WeightType kType>
@@ -329,7 +328,7 @@ struct Kernels {
   static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
                                          size_t tokens, float* out, size_t out_stride) {
     constexpr int kMax = kTokens<kType>;
-    in_blocks<kMax, is_common(kType) ? 2 : kMax>(tokens, [&](auto n, size_t t) {
+    in_blocks<kMax>(tokens, [&](auto n, size_t t) {
       constexpr int kTogether = 1 + static_cast<int>(n() == kMax) * (R - 1);
       for (size_t k = r; k < r + R; k += kTogether) {
         quantised_rows<n(), kTogether, kType>(w.data + k * w.row_block_bytes, w.row_block_bytes,

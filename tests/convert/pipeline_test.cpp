@@ -138,7 +138,8 @@ const char kVictim[] = "backbone.layers.1.mixer.in_proj.weight";
 TEST_F(Pipeline, SameBytesForAnyNumberOfThreads) {
   const Published p(200, 400);  // several panels? one per tensor, and frames of a megabyte
   for (const WeightType type :
-       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
+       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int6, WeightType::int5,
+        WeightType::int4, WeightType::int3, WeightType::int2}) {
     for (const bool store : {false, true}) {
       options_.type = type;
       options_.store = store;
@@ -266,11 +267,11 @@ TEST_F(Pipeline, NanAndInfinityWhenAllowed) {
   values[24 * 3 + 5] = NAN;
   values[24 * 4 + 6] = -INFINITY;
   options_.allow_nonfinite = true;
-  for (const WeightType type :
-       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
+  for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int8,
+                                WeightType::int6, WeightType::int5, WeightType::int4}) {
     options_.type = type;
     const Report r = convert(p);
-    const bool quantised = type == WeightType::int8 || type == WeightType::int4;
+    const bool quantised = is_quantised(type);
     bool warned = false;
     for (const std::string& w : r.warnings) warned |= w.find(kVictim) != std::string::npos;
     EXPECT_EQ(warned, quantised) << type_name(type);

@@ -126,12 +126,13 @@ std::string kind_and_type(const testing::TestParamInfo<CApi::ParamType>& p) {
   return std::string(kinds[std::get<0>(p.param)]) + type_name(std::get<1>(p.param));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CApi,
-                         testing::Combine(testing::Range(0, 3),
-                                          testing::Values(WeightType::f32, WeightType::f16,
-                                                          WeightType::int16, WeightType::int8,
-                                                          WeightType::int4)),
-                         kind_and_type);
+INSTANTIATE_TEST_SUITE_P(
+    All, CApi,
+    testing::Combine(testing::Range(0, 3),
+                     testing::Values(WeightType::f32, WeightType::f16, WeightType::int16,
+                                     WeightType::int8, WeightType::int6, WeightType::int5,
+                                     WeightType::int4, WeightType::int3, WeightType::int2)),
+    kind_and_type);
 
 // The arena ends at a page that may not be touched, and the bytes before it are watched: what was
 // announced is what is used.
@@ -551,14 +552,14 @@ TEST(CApiArguments, Sessions) {
   mamba_edge_session_destroy(session);
   ASSERT_EQ(create(defaults, arena.get() + 64, bytes), MAMBA_EDGE_OK);
   mamba_edge_session_destroy(session);
-  // NULL options are the defaults: 1 thread, chunks of 32.
+  // NULL options are the defaults: 1 thread, chunks of 64.
   size_t by_default = 0;
   ASSERT_EQ(mamba_edge_session_required_bytes(model.get(), nullptr, &by_default, nullptr),
             MAMBA_EDGE_OK);
   EXPECT_EQ(by_default, bytes);
   Options explicit_ones = {};
   explicit_ones.n_threads = 1;
-  explicit_ones.chunk = 32;
+  explicit_ones.chunk = 64;
   EXPECT_EQ(required(model, explicit_ones), bytes);
   explicit_ones.chunk = 33;
   EXPECT_GT(required(model, explicit_ones), bytes);

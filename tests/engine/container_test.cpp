@@ -75,10 +75,13 @@ void expect_refused(const fs::path& path, mamba_edge_status code, const std::str
       << got.status.message() << "\n  does not say: " << says;
 }
 
+constexpr WeightType kTypes[] = {WeightType::f32,  WeightType::f16,  WeightType::int16,
+                                 WeightType::int8, WeightType::int6, WeightType::int5,
+                                 WeightType::int4, WeightType::int3, WeightType::int2};
+
 TEST_F(ContainerTest, WhatIsWrittenIsRead) {
   for (const ModelConfig& config : {small_mamba1(), small_falcon(), small_mamba2()}) {
-    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::int16,
-                                  WeightType::int8, WeightType::int4}) {
+    for (const WeightType type : kTypes) {
       for (const bool store : {false, true}) {
         const std::vector<TensorBytes> tensors = random_tensors(config, type);
         WriteOptions options;
@@ -470,12 +473,26 @@ const Lie kLies[] = {
      MAMBA_EDGE_BAD_FORMAT, "\"embedding\" is missing"},
     {"type_0", [](Image& i) { i.set(i.tensor(0) + kType, 0u); }, MAMBA_EDGE_UNSUPPORTED,
      "weight type 0"},
-    {"type_new", [](Image& i) { i.set(i.tensor(0) + kType, 6u); }, MAMBA_EDGE_UNSUPPORTED,
-     "weight type 6"},
+    {"type_new", [](Image& i) { i.set(i.tensor(0) + kType, 10u); }, MAMBA_EDGE_UNSUPPORTED,
+     "weight type 10"},
     {"type_max", [](Image& i) { i.set(i.tensor(0) + kType, kAll); }, MAMBA_EDGE_UNSUPPORTED,
      "weight type 4294967295"},
     {"type_int4", [](Image& i) { i.set(i.tensor(0) + kType, 4u); }, MAMBA_EDGE_BAD_FORMAT,
      "its shape needs"},
+    {"type_int2", [](Image& i) { i.set(i.tensor(0) + kType, 9u); }, MAMBA_EDGE_BAD_FORMAT,
+     "its shape needs"},
+    {"type_int5_group_16",
+     [](Image& i) {
+       i.set(i.tensor(0) + kType, 7u);
+       i.set(i.tensor(0) + kGroup, 16u);
+     },
+     MAMBA_EDGE_BAD_FORMAT, "impossible shape"},
+    {"type_int3_group_16",
+     [](Image& i) {
+       i.set(i.tensor(0) + kType, 8u);
+       i.set(i.tensor(0) + kGroup, 16u);
+     },
+     MAMBA_EDGE_BAD_FORMAT, "impossible shape"},
     {"rows_0", [](Image& i) { i.set(i.tensor(0) + kRows, 0u); }, MAMBA_EDGE_BAD_FORMAT,
      "impossible shape"},
     {"rows_max", [](Image& i) { i.set(i.tensor(0) + kRows, kAll); }, MAMBA_EDGE_BAD_FORMAT,
@@ -790,8 +807,7 @@ TEST_F(ContainerTest, WhatIsNeverQuantisedIsRefusedQuantised) {
 TEST_F(ContainerTest, EveryMatrixOfItsOwnType) {
   for (const ModelConfig& config : {small_mamba1(), small_falcon(), small_mamba2()}) {
     std::vector<std::vector<TensorBytes>> sources;
-    for (const WeightType type : {WeightType::int4, WeightType::f32, WeightType::int8,
-                                  WeightType::f16, WeightType::int16}) {
+    for (const WeightType type : kTypes) {
       for (const uint32_t group : {16u, 48u, 256u})
         sources.push_back(random_tensors(config, type, group));
     }

@@ -12,6 +12,7 @@
 
 #include "convert/error.h"
 #include "convert/pipeline.h"
+#include "platforms/select.h"
 #include "tests/golden/temporary_folder.h"
 #include "tools/common.h"
 
@@ -178,7 +179,8 @@ TEST_P(Golden, Float32) {
 TEST_P(Golden, SameBitsForAnyThreadsAndSplits) {
   const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
   for (const WeightType type :
-       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int4}) {
+       {WeightType::f32, WeightType::f16, WeightType::int8, WeightType::int6, WeightType::int5,
+        WeightType::int4, WeightType::int3, WeightType::int2}) {
     Converted c(GetParam(), type);
     const std::vector<float> one = all_logits(*c.model, c.engine, 1, tokens);
     for (const int chunk : {3, 64}) {
@@ -231,7 +233,7 @@ Divergence divergence(const Floats& expected, const std::vector<float>& got) {
   return d;
 }
 
-// The bound on int8. To second order KL(p || q) = Var_p(d) / 2 for logits that move by d, and d is
+// The bound on int8 and below. To second order KL(p || q) = Var_p(d) / 2 for logits that move by d, and d is
 // linear in small relative errors of the products' operands, so KL = G e^2 with a G that belongs to
 // the model. We measure G with weights rounded to int16, whose error w16 the converter reports: the
 // largest KL / w16^2 of four group sizes, so of four independent roundings. In int8 both operands
@@ -240,27 +242,37 @@ Divergence divergence(const Floats& expected, const std::vector<float>& got) {
 // groups of up to 64 near-Gaussian values. So KL <= 4 G (w8^2 + a^2), where 4 allows an unlucky
 // rounding to move the logits by twice what the worst of four did. Logits cannot move linearly for
 // ever: no bound above 1 is needed.
-TEST_P(Golden, Int8) {
-  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
-  const Floats expected = read_floats(GetParam() / "expect" / "logits.npy");
-  const auto weight_error = [](const convert::Report& report) {
-    EncodeError sum;
-    for (const convert::TensorReport& t : report.tensors) {
-      if (t.type != "fp32") sum.add(t.error);
-    }
-    return sum.relative_rms();
-  };
+double weight_error(const convert::Report& report) {
+  EncodeError sum;
+  for (const convert::TensorReport& t : report.tensors) {
+    if (t.type != "fp32") sum.add(t.error);
+  }
+  return sum.relative_rms();
+}
+
+double measured_gain(const fs::path& folder, const std::vector<int32_t>& tokens,
+                     const Floats& expected) {
   double gain = 0;
   for (const uint32_t group : {16u, 32u, 48u, 64u}) {
-    const Converted c(GetParam(), WeightType::int16, false, false, group);
+    const Converted c(folder, WeightType::int16, false, false, group);
     const double e = weight_error(c.report);
     gain = std::max(gain,
                     divergence(expected, all_logits(*c.model, c.engine, 16, tokens)).kl / (e * e));
   }
+  return gain;
+}
+
+double divergence_bound(double gain, const convert::Report& report) {
+  const double w = weight_error(report), a = 4 / (127 * std::sqrt(12.0));
+  return std::min(1.0, 4 * gain * (w * w + a * a));
+}
+
+TEST_P(Golden, Int8) {
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  const Floats expected = read_floats(GetParam() / "expect" / "logits.npy");
   const Converted c(GetParam(), WeightType::int8);
   const Divergence d = divergence(expected, all_logits(*c.model, c.engine, 16, tokens));
-  const double w = weight_error(c.report), a = 4 / (127 * std::sqrt(12.0));
-  const double bound = std::min(1.0, 4 * gain * (w * w + a * a));
+  const double bound = divergence_bound(measured_gain(GetParam(), tokens, expected), c.report);
   std::printf("  %-26s int8: KL %.2e (bound %.2e), top-1 agreement %zu of %zu\n",
               GetParam().filename().c_str(), d.kl, bound, d.same, tokens.size());
   EXPECT_LE(d.kl, bound);
@@ -295,6 +307,42 @@ INSTANTIATE_TEST_SUITE_P(Cases, Golden, testing::ValuesIn(cases()), [](const aut
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
 });
+
+// The trained models in every type, on every table of this CPU: the same bits for one thread and two,
+// and no farther from the float32 logits than the type's weight errors allow (as for int8 above).
+TEST(TrainedModels, EveryTypeOnEveryTable) {
+  for (const char* name : {"mamba1-tiny", "mamba2-tiny"}) {
+    const fs::path folder = fs::path(MAMBA_EDGE_SOURCE_DIR) / "models" / name;
+    std::vector<int32_t> tokens = read_ids(folder.string() + "-prompt-ids.npy");
+    Floats expected = read_floats(folder.string() + "-prompt-logits.npy");
+    ASSERT_EQ(expected.shape.at(0), tokens.size());
+    tokens.resize(std::min<size_t>(tokens.size(), 40));
+    expected.shape[0] = tokens.size();
+    expected.values.resize(tokens.size() * expected.shape[1]);
+    const double gain = measured_gain(folder, tokens, expected);
+    for (const WeightType type : kQuantisedTypes) {
+      const Converted c(folder, type);
+      const double bound = divergence_bound(gain, c.report);
+      double last = 0;
+      size_t n = 0;
+      const KernelTable* const* tables = available_tables(&n);
+      for (size_t i = 0; i < n; ++i) {
+        EngineOptions engine = c.engine;
+        engine.isa = tables[i]->isa;
+        const Model model(engine);
+        const std::vector<float> one = all_logits(model, engine, 1, tokens);
+        engine.threads = 2;
+        EXPECT_EQ(std::memcmp(one.data(), all_logits(model, engine, 20, tokens).data(),
+                              one.size() * sizeof(float)),
+                  0)
+            << name << " " << type_name(type) << " " << engine.isa;
+        last = divergence(expected, one).kl;
+        EXPECT_LE(last, bound) << name << " " << type_name(type) << " " << engine.isa;
+      }
+      std::printf("  %s %s: KL %.2e (bound %.2e)\n", name, type_name(type), last, bound);
+    }
+  }
+}
 
 // transformers normalises over all channels; a checkpoint trained so is converted with --gated-norm
 // whole.

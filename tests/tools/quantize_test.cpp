@@ -75,8 +75,12 @@ TEST(Quantize, VerboseNamesEveryTensor) {
 
 TEST(Quantize, SameFlagsSameBytes) {
   const TemporaryFolder folder;
-  for (const std::vector<std::string>& flags : std::vector<std::vector<std::string>>{
-           {}, {"--store"}, {"--type", "fp16"}, {"--type", "int4", "--zstd-level", "9"}}) {
+  for (const std::vector<std::string>& flags :
+       std::vector<std::vector<std::string>>{{},
+                                             {"--store"},
+                                             {"--type", "fp16"},
+                                             {"--type", "int4", "--zstd-level", "9"},
+                                             {"--type", "int3"}}) {
     std::string first;
     for (const char* threads : {"1", "2", "3"}) {
       std::vector<std::string> options = flags;
@@ -98,7 +102,7 @@ TEST(Quantize, WrongUsageIsStatus2) {
            {"mamba-quantize", kSmall, "-o"},
            {"mamba-quantize", "-o", out},
            {"mamba-quantize", kSmall, "more", "-o", out},
-           {"mamba-quantize", kSmall, "-o", out, "--type", "int5"},
+           {"mamba-quantize", kSmall, "-o", out, "--type", "int7"},
            {"mamba-quantize", kSmall, "-o", out, "--embedding-type", "q8"},
            {"mamba-quantize", kSmall, "-o", out, "--head-type", ""},
            {"mamba-quantize", kSmall, "-o", out, "--group-size", "40"},
