@@ -173,7 +173,7 @@ struct CompareOptions {
   TextOptions text;
   std::vector<std::string> files;
   std::string reference, reference_state = "fp32", title;
-  std::optional<std::string> svg, others;
+  std::optional<std::string> svg, others, others_name;
   bool json = false, speed = false;
 };
 void add_compare(CLI::App& app, CompareOptions& options);

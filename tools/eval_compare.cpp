@@ -28,11 +28,16 @@ void add_compare(CLI::App& app, CompareOptions& options) {
   app.add_flag(
       "--speed", options.speed,
       "Also measure generation, in tokens per second (a short run; mamba-bench says more)");
-  app.add_option(
-         "--others", options.others,
-         "Figures from elsewhere to set beside these: CSV with the columns name,bytes,kl, or "
-         "a JSON array of objects with these keys")
-      ->type_name("FILE");
+  auto* others =
+      app.add_option(
+             "--others", options.others,
+             "Figures from elsewhere to set beside these: CSV with the columns name,bytes,kl, or "
+             "a JSON array of objects with these keys")
+          ->type_name("FILE");
+  app.add_option("--others-name", options.others_name,
+                 "What they are, for the picture (default: the name of their file)")
+      ->type_name("TEXT")
+      ->needs(others);
   app.add_option("--svg", options.svg,
                  "Draw KL against file size; - is stdout, instead of the table")
       ->type_name("FILE");
@@ -276,6 +281,19 @@ std::string short_name(const std::string& path, const std::vector<std::string>& 
   return same > 0 ? path : stem(path);
 }
 
+// What a file says of itself; all are asked before the first is measured.
+Row describe(const std::string& file, const std::vector<std::string>& files) {
+  Container container;
+  const Status opened = Container::open(file.c_str(), &container);
+  if (!opened.ok()) throw Error(opened.message());
+  Row row;
+  row.path = file;
+  row.name = short_name(file, files);
+  row.bytes = container.file_bytes();
+  row.bits_per_weight = bits_per_weight(container);
+  return row;
+}
+
 }  // namespace
 
 int run_compare(const CompareOptions& options) {
@@ -283,6 +301,7 @@ int run_compare(const CompareOptions& options) {
   if (options.json && options.svg == "-") throw UsageError("--json and --svg - both need stdout");
   std::vector<Row> rows;
   if (options.others) rows = read_others(*options.others);
+  for (const std::string& file : options.files) rows.push_back(describe(file, options.files));
   const EngineOptions of_reference =
       reference_options(options.engine, options.reference, options.reference_state);
   const Model reference(of_reference);
@@ -291,27 +310,19 @@ int run_compare(const CompareOptions& options) {
 
   catch_interrupts();
   double ppl_reference = 0;
-  for (const std::string& file : options.files) {
+  for (Row& row : rows) {
+    if (row.path.empty()) continue;
     EngineOptions engine = options.engine;
-    engine.model = file;
+    engine.model = row.path;
     std::optional<Model> other;  // a file that is its own reference is opened once
-    const Model& model = file == options.reference ? reference : other.emplace(engine);
+    const Model& model = row.path == options.reference ? reference : other.emplace(engine);
     require_same_vocabulary(model, reference, text);
     Session session(model, engine);
-    Container container;
-    const Status opened = Container::open(file.c_str(), &container);
-    if (!opened.ok()) throw Error(opened.message());
-    Row row;
-    row.path = file;
-    row.name = short_name(file, options.files);
-    row.bytes = container.file_bytes();
-    row.bits_per_weight = bits_per_weight(container);
     row.divergence =
         measure_divergence(model, session, reference, reference_session, text, 1, row.name.c_str());
     row.kl = row.divergence.all.kl_mean();
     if (options.speed) row.tokens_per_second = decode_speed(session, text);
     ppl_reference = row.divergence.all.ppl_reference();
-    rows.push_back(std::move(row));
   }
   std::stable_sort(rows.begin(), rows.end(),
                    [](const Row& a, const Row& b) { return a.bytes < b.bytes; });
@@ -325,7 +336,9 @@ int run_compare(const CompareOptions& options) {
         options.title.empty() ? "What quantisation costs: " + reference_name : options.title;
     words.subtitle = "mean KL divergence from " + reference_name + " over " +
                      std::to_string(text.n_scored()) + " tokens, in nats";
-    if (options.others) words.others = short_name(*options.others, {});
+    if (options.others) {
+      words.others = options.others_name ? *options.others_name : short_name(*options.others, {});
+    }
     const std::string svg = plot_svg(points, words);
     OutputFile output(*options.svg);
     output.write(svg.data(), svg.size());
