@@ -717,7 +717,8 @@ void add_compute_options(CLI::App& app, EngineOptions& options) {
       ->default_str("");
   const std::string chunk =
       "Tokens of a prompt that are taken through the weights at a time (default: " +
-      std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) + "); never changes results";
+      std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) +
+      "); never changes results";
   add_integer(app, "--chunk", options.chunk, 1, 4096, chunk.c_str())->default_str("");
   app.add_option("--state", options.state,
                  "Number format of the recurrent state: fp32, or fp16, which is half as large")

@@ -94,7 +94,7 @@ uint64_t peak_resident_bytes();            // 0 where the system does not say
 // two in the middle. Neither may be empty.
 double percentile(const std::vector<double>& sorted, double share);
 double median(std::vector<double> values);
-int default_threads();                     // physical cores that this process may use
+int default_threads();  // physical cores that this process may use
 
 // ---- files
 

@@ -27,12 +27,13 @@ bool Softmax::set(const float* logits) {
 }
 
 // The sum of p log(p / q) - p + q. As p and q each sum to 1 this is the divergence, and it has two
-// advantages over the sum of p log(p / q): no term is negative, so rounding of the sum is relative to
-// the result; and an error of either softmax's sum, which moves all of its logarithms together,
-// cancels to first order. What is left, with u = 2^-53, is the rounding of the terms themselves: at
-// most 4 u (p |log p| + p |log q| + p + q) for each, together 4 u (2 + entropy + cross entropy),
-// which is less than 2e-14 for any vocabulary below a million and KL below 10. A result that is
-// negative by so little is 0. Equal rows give p = q and log p = log q, and so exactly 0.
+// advantages over the sum of p log(p / q): no term is negative, so rounding of the sum is relative
+// to the result (n u at most, with u = 2^-53); and an error of either softmax's sum, which moves all
+// of its logarithms together, cancels to first order. What is left is the rounding of the terms
+// themselves, exp's and log's last digit included: at most 8 u (p |log p| + p |log q| + p + q) for
+// each, together 8 u (2 + entropy + cross entropy), which is less than 4e-14 for any vocabulary
+// below a million and KL below 10. A result that is negative by so little is 0. Equal rows give
+// p = q and log p = log q, and so exactly 0.
 double kl_divergence(const Softmax& p, const Softmax& q) {
   double sum = 0;
   for (size_t i = 0; i < p.size(); ++i) {
