@@ -18,8 +18,8 @@ using Json = nlohmann::ordered_json;
 std::string dump(const Json& json);  // one line; text that is not UTF-8 with U+FFFD in it
 
 // Tokens that commands which score texts take through the weights at a time, unless --chunk says
-// otherwise: each weight is then read once for so many that reading costs nothing beside the
-// arithmetic, and activations still fit a cache.
+// otherwise: each weight is then read once for so many that reading hardly counts beside the
+// arithmetic, for a few megabytes of arena.
 constexpr int64_t kScoringChunk = 128;
 // Tokens whose logits are held at a time: the session's chunk, within 64 MB.
 size_t logits_rows(const Model& model, const Session& session);
@@ -45,7 +45,7 @@ struct Text {
   size_t window = 0, skip = 0;
 
   size_t unscored() const;  // tokens at the beginning of a window that are not scored
-  size_t n_scored() const;  // in all windows; at least 1
+  size_t n_scored() const;  // in all windows; at least 1 of a text from read_text
 };
 // Reads it and turns it into ids of `model`. Throws if nothing of it would be scored.
 Text read_text(const TextOptions& options, const Model& model);
