@@ -185,6 +185,16 @@ std::string with_prefix(uint64_t number, const char* unit) {
 }
 }  // namespace
 
+double percentile(const std::vector<double>& sorted, double share) {
+  const auto rank = static_cast<size_t>(std::ceil(share * static_cast<double>(sorted.size())));
+  return sorted[std::clamp<size_t>(rank, 1, sorted.size()) - 1];
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
+}
+
 std::string format_bytes(uint64_t bytes) { return with_prefix(bytes, "B"); }
 std::string format_count(uint64_t count) { return with_prefix(count, ""); }
 
@@ -709,13 +719,18 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
   app.add_option("-m,--model", options.model, "Model file, as mamba-quantize writes it")
       ->required()
       ->type_name("FILE");
+  add_compute_options(app, options);
+}
+
+void add_compute_options(CLI::App& app, EngineOptions& options) {
   add_integer(app, "-t,--threads", options.threads, 1, 512,
               "Threads that compute (default: the physical cores)")
       ->default_str("");
-  add_integer(app, "--chunk", options.chunk, 1, 4096,
-              "Tokens of a prompt that are taken through the weights at a time (default: 32); "
-              "never changes results")
-      ->default_str("");
+  const std::string chunk =
+      "Tokens of a prompt that are taken through the weights at a time (default: " +
+      std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) +
+      "); never changes results";
+  add_integer(app, "--chunk", options.chunk, 1, 4096, chunk.c_str())->default_str("");
   app.add_option("--state", options.state,
                  "Number format of the recurrent state: fp32, or fp16, which is half as large")
       ->type_name("TYPE")
@@ -810,7 +825,7 @@ Session::Session(const Model& model, const EngineOptions& options) {
   session_options.batch = static_cast<int>(options.batch);
   session_options.state_type = parse_state_type(options.state);
   n_threads_ = session_options.n_threads;
-  chunk_ = options.chunk > 0 ? static_cast<size_t>(options.chunk) : 64;
+  chunk_ = static_cast<size_t>(options.chunk > 0 ? options.chunk : kDefaultChunk);
   mamba_edge_error error = {};
   check(mamba_edge_session_required_bytes(model.get(), &session_options, &bytes_, &error), error);
   mamba_edge_session* session = nullptr;

@@ -90,7 +90,11 @@ double now_seconds();                      // of a clock that never jumps
 std::string format_bytes(uint64_t bytes);  // "3.1 MB"
 std::string format_count(uint64_t count);  // "129.1 M"
 uint64_t peak_resident_bytes();            // 0 where the system does not say
-int default_threads();                     // physical cores that this process may use
+// The value below which a share of `sorted` lies (nearest rank); the middle one, or the mean of the
+// two in the middle. Neither may be empty.
+double percentile(const std::vector<double>& sorted, double share);
+double median(std::vector<double> values);
+int default_threads();  // physical cores that this process may use
 
 // ---- files
 
@@ -161,6 +165,8 @@ CLI::Option* add_integer(CLI::App& app, const char* names, int64_t& value, int64
 CLI::Option* add_real(CLI::App& app, const char* names, double& value, double min, double max,
                       const char* help);
 
+constexpr int64_t kDefaultChunk = 64;  // the engine's
+
 struct EngineOptions {
   std::string model;
   std::string isa;  // empty: MAMBA_EDGE_ISA from the environment, else the best that the CPU runs
@@ -174,7 +180,9 @@ WeightType parse_weight_type(const std::string& flag, const std::string& value);
 std::string matrix_types();  // those types: "int8, int6, ..."
 // "fp32" or "fp16"; anything else is a UsageError.
 mamba_edge_state_type parse_state_type(const std::string& name);
-void add_engine_options(CLI::App& app, EngineOptions& options);  // -m, -t, --chunk, --isa
+void add_engine_options(CLI::App& app, EngineOptions& options);  // -m and those that follow
+// -t, --chunk, --state, --isa. What `options` holds is the default.
+void add_compute_options(CLI::App& app, EngineOptions& options);
 
 // ---- the C API
 

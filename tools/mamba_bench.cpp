@@ -82,17 +82,6 @@ std::vector<std::pair<const uint8_t*, size_t>> weight_ranges(const EngineModel& 
   return ranges;
 }
 
-// The value below which a share of `sorted` lies (nearest rank).
-double percentile(const std::vector<double>& sorted, double share) {
-  const auto rank = static_cast<size_t>(std::ceil(share * static_cast<double>(sorted.size())));
-  return sorted[std::clamp<size_t>(rank, 1, sorted.size()) - 1];
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
-}
-
 // Threads that read the weights.
 class Reader {
  public:

@@ -1,27 +1,12 @@
-// mamba-eval: what a model computes, in numbers: logits, perplexity, token ids.
+// mamba-eval: what a model computes, in numbers. Here: logits and token ids.
 #include <CLI/CLI.hpp>
-#include <cmath>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "engine/container.h"
-#include "tools/common.h"
+#include "tools/eval.h"
 
 namespace mamba_edge::tools {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-std::string dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-// Tokens whose logits are held at a time: what the session takes through the weights at once,
-// within 64 MB.
-size_t logits_rows(const Model& model, const Session& session) {
-  const size_t row = static_cast<size_t>(model.info().n_vocab) * sizeof(float);
-  return std::max<size_t>(1, std::min(session.chunk(), (size_t{64} << 20) / row));
-}
 
 // ---- logits
 
@@ -139,113 +124,6 @@ int run_logits(const LogitsOptions& options) {
   return kExitOk;
 }
 
-// ---- perplexity
-
-struct PerplexityOptions {
-  EngineOptions engine;
-  std::optional<std::string> file, tokens_file;
-  int64_t limit = 0, window = 0, start = -1;  // 0: none; -1: the model's
-  bool json = false;
-};
-
-void add_perplexity(CLI::App& app, PerplexityOptions& options) {
-  add_engine_options(app, options.engine);
-  auto* file =
-      app.add_option("-f,--file", options.file,
-                     "Text to score; special tokens written in it are recognised; - is stdin");
-  auto* tokens = app.add_option("--tokens-file", options.tokens_file,
-                                "Token ids to score instead: .npy, integers");
-  file->type_name("FILE")->excludes(tokens->type_name("FILE"));
-  add_integer(app, "--limit", options.limit, 1, INT64_MAX, "Score the first N tokens only")
-      ->default_str("");
-  add_integer(app, "--window", options.window, 1, INT64_MAX,
-              "Cut the text into windows of N tokens, each read from the start token on its own")
-      ->default_str("");
-  add_integer(app, "--start", options.start, 0, INT32_MAX,
-              "Token before the first (default: the model's start token)")
-      ->default_str("");
-  app.add_flag("--json", options.json, "Print a JSON object");
-}
-
-// Natural logarithm of the probability of `token`, or NaN where the logits are not numbers.
-double log_probability(const float* logits, size_t n, int32_t token) {
-  float largest = logits[0];
-  for (size_t i = 1; i < n; ++i) largest = std::max(largest, logits[i]);
-  double sum = 0;
-  for (size_t i = 0; i < n; ++i)
-    sum += std::exp(static_cast<double>(logits[i]) - static_cast<double>(largest));
-  return static_cast<double>(logits[token]) - static_cast<double>(largest) - std::log(sum);
-}
-
-int run_perplexity(const PerplexityOptions& options) {
-  if (!options.file && !options.tokens_file) throw UsageError("-f or --tokens-file is required");
-  const Model model(options.engine);
-  const std::string source = options.file ? *options.file : *options.tokens_file;
-  std::vector<int32_t> tokens;
-  if (options.file) {
-    model.require_tokenizer("give ids with --tokens-file");
-    tokens = model.tokenize(read_file(source), MAMBA_EDGE_NO_TEMPLATE);
-  } else {
-    tokens = model.check_ids(read_npy_ids(source), "token");
-  }
-  if (options.limit > 0 && tokens.size() > static_cast<uint64_t>(options.limit)) {
-    tokens.resize(static_cast<size_t>(options.limit));
-  }
-  if (tokens.empty()) throw Error(file_label(source) + " has no tokens to score");
-  int32_t start = 0;
-  if (options.start >= 0) {
-    start = model.check_ids({options.start}, "start token").front();
-  } else if (model.info().bos_token < 0 && model.info().eos_token < 0) {
-    throw Error(file_label(model.path()) + " names no start token; give one with --start");
-  } else {
-    start = model.start_token();
-  }
-  Session session(model, options.engine);
-
-  catch_interrupts();
-  const double started = now_seconds();
-  const size_t n_vocab = static_cast<size_t>(model.info().n_vocab);
-  const size_t rows = logits_rows(model, session);
-  const size_t window = options.window > 0 ? static_cast<size_t>(options.window) : tokens.size();
-  std::vector<float> logits(rows * n_vocab);
-  std::vector<int32_t> inputs(rows);
-  double nll = 0;
-  Progress progress("perplexity", tokens.size());
-  for (size_t begin = 0; begin < tokens.size(); begin += window) {
-    const size_t end = begin + std::min(window, tokens.size() - begin);
-    session.reset();
-    for (size_t at = begin; at < end; at += rows) {
-      throw_if_interrupted();
-      const size_t n = std::min(rows, end - at);
-      for (size_t i = 0; i < n; ++i) inputs[i] = at + i == begin ? start : tokens[at + i - 1];
-      session.prefill(inputs.data(), n, logits.data());
-      for (size_t i = 0; i < n; ++i)
-        nll -= log_probability(logits.data() + i * n_vocab, n_vocab, tokens[at + i]);
-      if (!std::isfinite(nll)) {
-        throw Error(file_label(model.path()) +
-                    " computed logits that are not finite within tokens " + std::to_string(at) +
-                    " to " + std::to_string(at + n - 1) + " of " + file_label(source));
-      }
-      progress.update(at + n);
-    }
-  }
-  const double seconds = now_seconds() - started;
-  nll /= static_cast<double>(tokens.size());
-  const double ppl = std::exp(nll);
-  char text[160];
-  std::snprintf(text, sizeof text, "%zu tokens in %.3f s, %.1f tokens/s\n", tokens.size(), seconds,
-                static_cast<double>(tokens.size()) / std::max(seconds, 1e-9));
-  write_stderr(text);
-  if (options.json) {
-    write_stdout(dump(Json{{"tokens", tokens.size()}, {"nll", nll}, {"ppl", ppl}}) + "\n");
-  } else {
-    std::snprintf(text, sizeof text, "tokens %zu\nnll    %.6f\nppl    %.6f\n", tokens.size(), nll,
-                  ppl);
-    write_stdout(text);
-  }
-  return kExitOk;
-}
-
 // ---- tokenize
 
 struct TokenizeOptions {
@@ -350,16 +228,25 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   LogitsOptions logits_options;
   PerplexityOptions perplexity_options;
+  KlOptions kl_options;
+  CompareOptions compare_options;
   TokenizeOptions tokenize_options;
   CLI::App* logits = app.add_subcommand("logits", "Logits after every token, as a numpy array");
   CLI::App* perplexity = app.add_subcommand("perplexity", "How well a model predicts a text");
+  CLI::App* kl = app.add_subcommand("kl", "How far a model's predictions are from a reference's");
+  CLI::App* compare =
+      app.add_subcommand("compare", "Several models beside a reference: a table and a picture");
   CLI::App* tokenize = app.add_subcommand("tokenize", "Text to token ids and back");
   add_logits(*logits, logits_options);
   add_perplexity(*perplexity, perplexity_options);
+  add_kl(*kl, kl_options);
+  add_compare(*compare, compare_options);
   add_tokenize(*tokenize, tokenize_options);
   if (!parse_options(app, argc, argv)) return kExitOk;
   if (logits->parsed()) return run_logits(logits_options);
   if (perplexity->parsed()) return run_perplexity(perplexity_options);
+  if (kl->parsed()) return run_kl(kl_options);
+  if (compare->parsed()) return run_compare(compare_options);
   return run_tokenize(tokenize_options);
 }
 

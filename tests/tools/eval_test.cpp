@@ -4,24 +4,10 @@
 #include <cmath>
 #include <numeric>
 
-#include "tests/tools/programs.h"
-#include "tools/common.h"
+#include "tests/tools/eval_programs.h"
 
 namespace mamba_edge::test {
 namespace {
-
-struct Floats {
-  std::vector<uint64_t> shape;
-  std::vector<float> values;
-};
-
-Floats read_floats(const std::string& path) {
-  const tools::NpyArray array = tools::read_npy(path);
-  EXPECT_EQ(array.dtype, "<f4") << path;
-  Floats floats{array.shape, std::vector<float>(array.data.size() / sizeof(float))};
-  std::memcpy(floats.values.data(), array.data.data(), array.data.size());
-  return floats;
-}
 
 // Largest difference in a row, as a part of the largest magnitude in that row of the reference.
 double worst_row(const Floats& got, const Floats& expected) {
@@ -40,31 +26,6 @@ double worst_row(const Floats& got, const Floats& expected) {
         worst, static_cast<double>(difference) / static_cast<double>(std::max(largest, 1e-30f)));
   }
   return worst;
-}
-
-Result eval(std::vector<std::string> arguments, const std::string& input = {}) {
-  arguments.insert(arguments.begin(), "mamba-eval");
-  return execute(arguments, input);
-}
-
-std::string out_of(const std::vector<std::string>& arguments, const std::string& input = {}) {
-  const Result result = eval(arguments, input);
-  EXPECT_EQ(result.status, 0) << result.err;
-  return result.out;
-}
-
-void expect_failure(const Result& result, int status, const std::string& message) {
-  EXPECT_EQ(result.status, status) << result.err;
-  EXPECT_EQ(result.out, "");
-  EXPECT_TRUE(result.err.starts_with("mamba-eval: error: ")) << result.err;
-  EXPECT_NE(result.err.find(message), std::string::npos) << result.err;
-}
-
-// An int32 .npy file.
-std::string npy_ids(const std::vector<int32_t>& ids) {
-  std::string bytes = tools::npy_header("<i4", {ids.size()});
-  bytes.append(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t));
-  return bytes;
 }
 
 // ---- logits
@@ -224,12 +185,6 @@ TEST(EvalLogits, WrongUsageIsStatusTwo) {
 }
 
 // ---- perplexity
-
-double number_after(const std::string& text, const std::string& label) {
-  const size_t at = text.find(label);
-  EXPECT_NE(at, std::string::npos) << label << " in " << text;
-  return at == std::string::npos ? NAN : std::strtod(text.c_str() + at + label.size(), nullptr);
-}
 
 // The ids of models/*-prompt-ids.npy are the start token and then the text, and row t of the
 // reference's logits predicts token t + 1: so their negative log likelihood is known without a
