@@ -348,7 +348,7 @@ class Converter {
     // The engine looks rows of the embedding up, and gives the head activations of 16 bits.
     const bool vocabulary = is_vocabulary(spec.role);
     const uint32_t group = (vocabulary ? o_.vocabulary_group_size : o_.group_size)
-                               .value_or(default_group(type, vocabulary));
+                               .value_or(default_group(type, spec.role));
     const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, group, !vocabulary);
     const size_t block_bytes = shape.row_block_bytes();
     const float scale = matrix_scale(type, max_abs);

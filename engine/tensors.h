@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "engine/config.h"
+#include "quant/blocks.h"
 
 namespace mamba_edge {
 
@@ -73,6 +74,15 @@ struct TensorSpec {
 // The embedding and the head, which are one matrix in a tied model.
 constexpr bool is_vocabulary(TensorRole role) {
   return role == TensorRole::embedding || role == TensorRole::head;
+}
+
+// Inputs that share a scale in a quantised matrix, where a user asks for nothing else. At 8 bits
+// embedding and head have the largest error, which half a bit more halves; in_proj and x_proj can do
+// with long groups, which are faster on matrix units; docs/decisions/0008-rotation.md has the figures.
+constexpr uint32_t default_group(WeightType type, TensorRole role) {
+  if (type != WeightType::int8) return 64;
+  if (is_vocabulary(role)) return 16;
+  return role == TensorRole::in_proj || role == TensorRole::x_proj ? 128 : 64;
 }
 
 // Elements of the published tensor: without padding, D as the checkpoint has it.

@@ -17,13 +17,6 @@ namespace mamba_edge {
 MatrixShape matrix_shape(WeightType type, uint32_t rows, uint32_t cols, uint32_t group,
                          bool rotated = false);
 
-// Inputs that share a scale, where a user asks for nothing else; docs/decisions/0008-rotation.md has
-// the figures. At 8 bits embedding and head (`vocabulary`) have the largest error, which half a bit
-// more halves, and the other matrices can do with long groups, which are faster on matrix units.
-constexpr uint32_t default_group(WeightType type, bool vocabulary) {
-  return type != WeightType::int8 ? 64 : vocabulary ? 16 : 128;
-}
-
 // The power of two by which a matrix is scaled so that its binary16 numbers (group scales or
 // weights) are normal, given the largest magnitude in it. 1 for fp32.
 float matrix_scale(WeightType type, float max_abs);

@@ -171,7 +171,7 @@ void make_synthetic_model(const ModelConfig& config, WeightType type, uint32_t g
     const bool keep = type == WeightType::f16 && spec.role == TensorRole::x_proj;
     const bool vocabulary = is_vocabulary(spec.role);
     return matrix_shape(spec.quantisable && !keep ? type : WeightType::f32, spec.rows, spec.cols,
-                        group != 0 && !vocabulary ? group : default_group(type, vocabulary),
+                        group != 0 && !vocabulary ? group : default_group(type, spec.role),
                         !vocabulary);
   };
   for (uint32_t i = 0; i < n; ++i) {

@@ -561,7 +561,7 @@ TEST(CApiArguments, Sessions) {
   explicit_ones.n_threads = 1;
   explicit_ones.chunk = 64;
   EXPECT_EQ(required(model, explicit_ones), bytes);
-  explicit_ones.chunk = 33;
+  explicit_ones.chunk = 65;
   EXPECT_GT(required(model, explicit_ones), bytes);
 }
 

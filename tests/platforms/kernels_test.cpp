@@ -194,7 +194,7 @@ std::vector<double> rotated(const float* x, size_t n, size_t rotation, std::vect
 
 TEST_P(Kernels, QuantiseRotates) {
   for (const auto& [group, rotation] : std::vector<std::pair<size_t, size_t>>{
-           {64, 64}, {64, 32}, {64, 16}, {48, 16}, {96, 32}, {256, 64}}) {
+           {64, 64}, {64, 32}, {64, 16}, {48, 16}, {96, 32}, {256, 64}, {256, 128}, {128, 128}}) {
     const size_t n = 3 * group;
     Floats x = floats(n, -1, 1);
     x[group + 5] = 100;  // an outlier, which the rotation spreads
