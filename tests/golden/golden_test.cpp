@@ -67,7 +67,7 @@ std::vector<fs::path> cases() {
 // A converted model, gone with the object.
 struct Converted {
   explicit Converted(const fs::path& folder, WeightType type, bool gated_norm_whole = false,
-                     bool store = false, uint32_t group_size = 64) {
+                     bool store = false, std::optional<uint32_t> group_size = {}) {
     convert::Options o;
     o.input = folder;
     o.output = temporary.path / "model.mamba";
@@ -194,6 +194,66 @@ TEST_P(Golden, SameBitsForAnyThreadsAndSplits) {
   }
 }
 
+// float [tokens, n_vocab] of a text that steps in a batch of `n`: text i of the batch begins i steps
+// after the first, so texts at different places share steps, and texts leave one by one. All have the
+// same tokens; the answer is the last one's, and all others must have the same bits.
+std::vector<float> batch_logits(const Model& model, EngineOptions options, size_t n,
+                                const std::vector<int32_t>& tokens) {
+  const auto vocab = static_cast<size_t>(model.info().n_vocab);
+  std::vector<std::vector<float>> logits(n, std::vector<float>(tokens.size() * vocab));
+  options.chunk = 1;
+  options.batch = static_cast<int64_t>(n);
+  std::vector<Session> sessions;
+  for (size_t i = 0; i < n; ++i) sessions.emplace_back(model, options);
+  for (size_t step = 0; step < tokens.size() + n - 1; ++step) {
+    std::vector<Session*> batch;
+    std::vector<int32_t> ids;
+    for (size_t i = 0; i < n; ++i) {
+      if (step < i || step - i >= tokens.size()) continue;
+      batch.push_back(&sessions[i]);
+      ids.push_back(tokens[step - i]);
+    }
+    sessions[n / 2].step_batch(batch, ids);
+    for (size_t i = 0; i < n; ++i) {
+      if (step < i || step - i >= tokens.size()) continue;
+      std::copy_n(sessions[i].logits(), vocab, logits[i].data() + (step - i) * vocab);
+    }
+  }
+  for (size_t i = 0; i + 1 < n; ++i) EXPECT_EQ(logits[i], logits[n - 1]) << i;
+  return logits[n - 1];
+}
+
+// Chunks of a prompt and batches of texts on every table of this CPU: float32 equals the reference,
+// int8 has the same bits as token by token.
+TEST_P(Golden, ChunksAndBatchesOnEveryTable) {
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  const Floats expected = read_floats(GetParam() / "expect" / "logits.npy");
+  const Converted f32(GetParam(), WeightType::f32), int8(GetParam(), WeightType::int8);
+  size_t n_tables = 0;
+  const KernelTable* const* tables = available_tables(&n_tables);
+  for (size_t i = 0; i < n_tables; ++i) {
+    EngineOptions engine = f32.engine, engine8 = int8.engine;
+    engine.isa = engine8.isa = tables[i]->isa;
+    const Model model(engine), model8(engine8);
+    const std::vector<float> one = all_logits(model8, engine8, 1, tokens);
+    const auto same_bits = [&](const std::vector<float>& other) {
+      return std::memcmp(one.data(), other.data(), one.size() * sizeof(float)) == 0;
+    };
+    for (const int chunk : {1, 7, 64, 512}) {
+      EXPECT_LE(worst_row(all_logits(model, engine, chunk, tokens), expected), 1e-4)
+          << engine.isa << ", chunk " << chunk;
+      EXPECT_TRUE(same_bits(all_logits(model8, engine8, chunk, tokens)))
+          << engine.isa << ", chunk " << chunk;
+    }
+    for (const size_t batch : {1, 3, 8}) {
+      EXPECT_LE(worst_row(batch_logits(model, engine, batch, tokens), expected), 1e-4)
+          << engine.isa << ", batch " << batch;
+      EXPECT_TRUE(same_bits(batch_logits(model8, engine8, batch, tokens)))
+          << engine.isa << ", batch " << batch;
+    }
+  }
+}
+
 // 5e-3 of the row's largest magnitude. Checkpoints in binary16 and bfloat16 convert exactly. Others
 // become int16 in groups: an error of at most 2^-16 of a group's largest weight, about 2^-15.5 of
 // its root mean square. With the gains up to 100 from a weight's relative error to a logit's that
@@ -239,7 +299,7 @@ Divergence divergence(const Floats& expected, const std::vector<float>& got) {
 // largest KL / w16^2 of four group sizes, so of four independent roundings. In int8 both operands
 // are rounded: weights with the reported w8, and activations, uniformly by a step of max / 127: a =
 // c / (127 sqrt(12)) for a group whose largest value is c times its root mean square; c <= 4 for
-// groups of up to 64 near-Gaussian values. So KL <= 4 G (w8^2 + a^2), where 4 allows an unlucky
+// groups of up to 128 near-Gaussian values. So KL <= 4 G (w8^2 + a^2), where 4 allows an unlucky
 // rounding to move the logits by twice what the worst of four did. Logits cannot move linearly for
 // ever: no bound above 1 is needed.
 double weight_error(const convert::Report& report) {
