@@ -241,7 +241,7 @@ void multiply_rows(Unpack* unpack, const Matrix& w, size_t block, const Quantise
     const bool ends = g + kGroupsAhead >= groups;
     const size_t ahead = ends ? g + kGroupsAhead - groups : g + kGroupsAhead;
     for (size_t r = 0; r < R; ++r) {
-      const uint8_t* weights = rows + r * w.row_block_bytes + w.shape.scale_bytes();
+      const uint8_t* weights = rows + r * w.row_block_bytes + w.shape.group_scale_bytes();
       const uint8_t* next = weights + (ends ? R * w.row_block_bytes : 0) + ahead * group_bytes;
       for (size_t i = 0; i < group_bytes; i += kLineBytes) __builtin_prefetch(next + i, 0, 2);
       unpack(weights + g * group_bytes, group, buffers.weights[g % 2][r]);
