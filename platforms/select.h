@@ -22,6 +22,21 @@ const char* known_isas();
 const KernelTable* select_table(const char* isa);
 
 // The table's product for a type of kQuantisedTypes.
-MatmulQuantised* quantised_matmul(const KernelTable& table, WeightType type);
+inline MatmulQuantised* quantised_matmul(const KernelTable& table, WeightType type) {
+  switch (type) {
+    case WeightType::int6:
+      return table.matmul_i6_i8;
+    case WeightType::int5:
+      return table.matmul_i5_i8;
+    case WeightType::int4:
+      return table.matmul_i4_i8;
+    case WeightType::int3:
+      return table.matmul_i3_i8;
+    case WeightType::int2:
+      return table.matmul_i2_i8;
+    default:
+      return table.matmul_i8_i8;
+  }
+}
 
 }  // namespace mamba_edge

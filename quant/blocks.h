@@ -128,9 +128,10 @@ struct MatrixShape {
 
   constexpr uint32_t row_blocks() const { return (rows + kTileRows - 1) / kTileRows; }
   constexpr uint32_t groups() const { return cols / group; }
-  // Bytes from the start of a row block to its first weight.
-  constexpr size_t scale_bytes() const {
-    return is_grouped(type) ? round_up<size_t>(size_t{groups()} * kTileRows * 2, kBlockAlign) : 0;
+  // Bytes from the start of a row block to its first weight; and the same, known that there are groups.
+  constexpr size_t scale_bytes() const { return is_grouped(type) ? group_scale_bytes() : 0; }
+  constexpr size_t group_scale_bytes() const {
+    return round_up<size_t>(size_t{groups()} * kTileRows * 2, kBlockAlign);
   }
   constexpr size_t weight_bytes() const {
     return size_t{cols} * kTileRows * properties(type).bits / 8;

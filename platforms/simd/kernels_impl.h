@@ -209,7 +209,7 @@ struct Kernels {
   static ME_INLINE void int16_rows(const uint8_t* block, const MatrixShape& shape, const float* x,
                                    size_t x_stride, float scale, float* out, size_t out_stride) {
     const uint16_t* weight_scale = reinterpret_cast<const uint16_t*>(block);
-    const int16_t* w = reinterpret_cast<const int16_t*>(block + shape.scale_bytes());
+    const int16_t* w = reinterpret_cast<const int16_t*>(block + shape.group_scale_bytes());
     V acc[T];
     ME_UNROLL
     for (int t = 0; t < T; ++t) acc[t] = V::broadcast(0.0f);
@@ -270,7 +270,7 @@ struct Kernels {
   static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
                                        const MatrixShape& shape, const QuantisedRows& x, size_t t0,
                                        float scale, float* out, size_t out_stride) {
-    const uint8_t* w = block + shape.scale_bytes();
+    const uint8_t* w = block + shape.group_scale_bytes();
     const size_t group = shape.group;
     const size_t groups = shape.groups();
     const size_t group_bytes = group * properties(kType).bits * kTileRows / 8;

@@ -201,7 +201,7 @@ ME_INLINE void multiply(const Product& p, const uint8_t* const* b, const int8_t*
 ME_INLINE const uint8_t* group_weights(const Product& p, size_t block, size_t g, size_t blocks) {
   const MatrixShape& shape = p.w.shape;
   const size_t bytes = shape.group * kTileRows * properties(shape.type).bits / 8;
-  const uint8_t* weights = p.w.data + block * p.w.row_block_bytes + shape.scale_bytes();
+  const uint8_t* weights = p.w.data + block * p.w.row_block_bytes + shape.group_scale_bytes();
   const size_t ahead = g + kGroupsAhead, groups = shape.groups();
   const uint8_t* far = ahead < groups
                            ? weights + ahead * bytes
