@@ -30,9 +30,7 @@ bool begins_with(const File& file, uint64_t at, std::string_view text) {
 
 std::vector<TensorInfo> read_directory(const File& file) {
   if (looks_like_zip(file)) return read_torch_zip(file);
-  if (begins_with(file, 0, "GGUF")) {
-    throw Error(file.name() + ": is a GGUF file, which is not a checkpoint of this kind");
-  }
+  if (looks_like_gguf(file)) throw Error(file.name() + ": is a GGUF file, which is never a shard");
   if (begins_with(file, 0, "version https://git-lfs")) {
     throw Error(file.name() + ": is a Git LFS pointer; fetch the file itself (git lfs pull)");
   }
@@ -44,8 +42,10 @@ std::vector<TensorInfo> read_directory(const File& file) {
     return std::move(read_safetensors(file).tensors);
   }
   if (looks_like_pickle(file)) return read_torch_legacy(file);
-  throw Error(file.name() +
-              ": is neither a safetensors file nor one that torch.save wrote (it may be cut off)");
+  throw Error(
+      file.name() +
+      ": is no safetensors file, none that torch.save wrote and no GGUF file (it may be cut "
+      "off)");
 }
 
 // The weight_map of an index: tensor name to shard.
@@ -71,22 +71,33 @@ std::map<std::string, std::string> read_index(const File& file) {
   return shards;
 }
 
+fs::path find_in_folder(const fs::path& folder) {
+  std::error_code error;
+  const auto* const found =
+      std::find_if(std::begin(kFolderFiles), std::end(kFolderFiles),
+                   [&](const char* name) { return fs::exists(folder / name, error); });
+  if (found != std::end(kFolderFiles)) return folder / *found;
+  std::vector<std::string> gguf;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    if (entry.path().extension() == ".gguf") gguf.push_back(entry.path().filename().string());
+  }
+  if (gguf.size() == 1) return folder / gguf[0];
+  if (gguf.size() > 1) {
+    std::sort(gguf.begin(), gguf.end());
+    throw Error(folder.string() + ": holds several GGUF files, such as " + gguf[0] + " and " +
+                gguf[1] + "; name the one that is meant");
+  }
+  std::string looked_for;
+  for (const char* name : kFolderFiles) looked_for += std::string(" ") + name;
+  throw Error(folder.string() + ": holds no checkpoint; looked for" + looked_for + " *.gguf");
+}
+
 }  // namespace
 
 std::unique_ptr<Checkpoint> Checkpoint::open(const fs::path& input) {
   fs::path path = input;
   std::error_code error;
-  if (fs::is_directory(input, error)) {
-    const auto* const found =
-        std::find_if(std::begin(kFolderFiles), std::end(kFolderFiles),
-                     [&](const char* name) { return fs::exists(input / name, error); });
-    if (found == std::end(kFolderFiles)) {
-      std::string looked_for;
-      for (const char* name : kFolderFiles) looked_for += std::string(" ") + name;
-      throw Error(input.string() + ": holds no checkpoint; looked for" + looked_for);
-    }
-    path = input / *found;
-  }
+  if (fs::is_directory(input, error)) path = find_in_folder(input);
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
   checkpoint->folder_ = path.has_parent_path() ? path.parent_path() : fs::path(".");
   if (path.extension() == ".json") {
@@ -100,8 +111,7 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const fs::path& input) {
 void Checkpoint::add_source(const File& file) { sources_.push_back({file.path(), file.size()}); }
 
 // The tensors of one file, which stays open.
-std::vector<TensorInfo> Checkpoint::open_tensors(const fs::path& path) {
-  auto file = std::make_unique<File>(path);
+std::vector<TensorInfo> Checkpoint::open_tensors(std::unique_ptr<File> file) {
   std::vector<TensorInfo> tensors = read_directory(*file);
   for (TensorInfo& tensor : tensors) tensor.file_index = static_cast<uint32_t>(files_.size());
   add_source(*file);
@@ -110,7 +120,16 @@ std::vector<TensorInfo> Checkpoint::open_tensors(const fs::path& path) {
 }
 
 void Checkpoint::open_single(const fs::path& path) {
-  tensors_ = open_tensors(path);
+  auto file = std::make_unique<File>(path);
+  if (looks_like_gguf(*file)) {
+    GgufDirectory directory = read_gguf(*file);
+    tensors_ = std::move(directory.tensors);
+    gguf_ = std::move(directory.metadata);
+    add_source(*file);
+    files_.push_back(std::move(file));
+  } else {
+    tensors_ = open_tensors(std::move(file));
+  }
   sort_tensors();
 }
 
@@ -124,7 +143,7 @@ void Checkpoint::open_index(const fs::path& path) {
   std::sort(shards.begin(), shards.end());
   shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
   for (const std::string& shard : shards) {
-    for (TensorInfo& tensor : open_tensors(folder_ / shard)) {
+    for (TensorInfo& tensor : open_tensors(std::make_unique<File>(folder_ / shard))) {
       // A shard may hold more than the index says; where the index names another shard, that one
       // counts.
       const auto known = shard_of.find(tensor.name);

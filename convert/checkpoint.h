@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
 #include "convert/file.h"
+#include "convert/gguf.h"
 #include "convert/tensor.h"
 
 namespace mamba_edge::convert {
@@ -24,7 +26,8 @@ class Checkpoint {
  public:
   // `input` is a folder or one file. In a folder, the first of these counts:
   //   model.safetensors, model.safetensors.index.json, consolidated.safetensors,
-  //   consolidated.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json
+  //   consolidated.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json,
+  //   the only file that ends in .gguf
   // A file may be any of these kinds under any name: an index ends in .json, the others are told
   // apart by their first bytes. Shards must lie in the folder of their index. Throws Error when
   // nothing is found or anything is unsound.
@@ -32,6 +35,10 @@ class Checkpoint {
 
   // The folder in which config.json and the tokenizer are to be looked for.
   const std::filesystem::path& folder() const { return folder_; }
+
+  // What a GGUF file says about the model, which other formats keep in files of their own; null for
+  // them. Where there is one, names and shapes of the tensors are GGUF's, too.
+  const GgufMetadata* gguf() const { return gguf_ ? &*gguf_ : nullptr; }
 
   // The files that were read so far: the index if there is one, then the files with tensors, by
   // name.
@@ -58,7 +65,7 @@ class Checkpoint {
   Checkpoint() = default;
   void open_index(const std::filesystem::path& path);
   void open_single(const std::filesystem::path& path);
-  std::vector<TensorInfo> open_tensors(const std::filesystem::path& path);
+  std::vector<TensorInfo> open_tensors(std::unique_ptr<File> file);
   void add_source(const File& file);
   void sort_tensors();
 
@@ -66,6 +73,7 @@ class Checkpoint {
   std::vector<SourceFile> sources_;
   std::vector<std::unique_ptr<File>> files_;  // TensorInfo::file_index counts these
   std::vector<TensorInfo> tensors_;
+  std::optional<GgufMetadata> gguf_;  // of files_[0]
 };
 
 }  // namespace mamba_edge::convert

@@ -1,13 +1,8 @@
 #include "convert/container_writer.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <zstd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <limits>
 
 #include "convert/error.h"
@@ -63,118 +58,13 @@ Compressed compress_frame(std::span<const uint8_t> raw, int level) {
 }
 
 ContainerWriter::ContainerWriter(std::filesystem::path path, int zstd_level, bool store)
-    : path_(std::move(path)), level_(zstd_level), store_(store) {
-  open_temporary();
+    : file_(std::move(path)), level_(zstd_level), store_(store) {
   const std::vector<uint8_t> header(kHeaderBytes, 0);  // finish() writes the real one
-  try {
-    write(header.data(), header.size());
-  } catch (...) {
-    forget();  // a constructor that throws has no destructor
-    throw;
-  }
-}
-
-ContainerWriter::~ContainerWriter() { forget(); }
-
-void ContainerWriter::fail(const char* what, int error) const {
-  throw Error(path_.string() + ": cannot " + what + ": " + std::strerror(error));
-}
-
-// A file without a name vanishes with the process that wrote it. Where the file system cannot do
-// that, the file gets a temporary name beside its own.
-void ContainerWriter::open_temporary() {
-  std::error_code error;
-  const std::filesystem::file_status old = std::filesystem::status(path_, error);
-  if (std::filesystem::is_directory(old)) fail("write", EISDIR);
-  if (path_.empty()) throw Error("cannot write the output: its name is empty");
-  if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {
-    throw Error(path_.string() + ": cannot write: it is not a regular file");
-  }
-  const std::filesystem::path folder = this->folder();
-  if (!std::filesystem::is_directory(folder, error)) {
-    throw Error(path_.string() + ": cannot write: there is no folder " + folder.string());
-  }
-#ifdef O_TMPFILE
-  descriptor_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0644);
-  if (descriptor_ >= 0) return;
-  if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL)
-    fail("write", errno);
-#endif
-  const int refused = name_temporary([&](const char* name) {
-    descriptor_ = ::open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    return descriptor_ >= 0 ? 0 : errno;
-  });
-  if (refused != 0) fail("write", refused);
-}
-
-std::filesystem::path ContainerWriter::folder() const {
-  return path_.has_parent_path() ? path_.parent_path() : ".";
-}
-
-// Finds a free name beside the file's own, which make(name) takes (0) or refuses (errno). Process
-// numbers repeat, across containers and after a crash, and what has such a name is not ours to
-// remove.
-int ContainerWriter::name_temporary(const std::function<int(const char*)>& make) {
-  int error = EEXIST;
-  for (int i = 0; error == EEXIST && i < 1000; ++i) {
-    temporary_ =
-        folder() / (".mamba-edge-partial-" + std::to_string(::getpid()) + "-" + std::to_string(i));
-    error = make(temporary_.c_str());
-  }
-  if (error != 0) temporary_.clear();
-  return error;
-}
-
-void ContainerWriter::forget() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  descriptor_ = -1;
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
-  temporary_.clear();
-}
-
-void ContainerWriter::publish() {
-  if (::fsync(descriptor_) != 0) fail("sync", errno);
-  if (temporary_.empty()) {
-    // A file without a name can only be linked to a name that is free. If there is an old file,
-    // rename replaces it at once.
-    const std::string self = "/proc/self/fd/" + std::to_string(descriptor_);
-    const auto link_to = [&](const char* name) {
-      return ::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0 ? 0 : errno;
-    };
-    int refused = link_to(path_.c_str());
-    if (refused == EEXIST) refused = name_temporary(link_to);
-    if (refused != 0) fail("give the file its name", refused);
-  }
-  if (!temporary_.empty() && ::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    fail("rename the finished file", errno);
-  }
-  temporary_.clear();
-  const int directory = ::open(folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (directory >= 0) {
-    ::fsync(directory);  // best effort: some file systems refuse it
-    ::close(directory);
-  }
-  const int descriptor = descriptor_;
-  descriptor_ = -1;
-  if (::close(descriptor) != 0) fail("close", errno);
-}
-
-void ContainerWriter::write_at(uint64_t offset, const void* bytes, size_t n) {
-  const auto* p = static_cast<const uint8_t*>(bytes);
-  while (n > 0) {
-    const ssize_t written = ::pwrite(descriptor_, p, n, static_cast<off_t>(offset));
-    if (written < 0) {
-      if (errno == EINTR) continue;
-      fail("write", errno);
-    }
-    p += written;
-    n -= static_cast<size_t>(written);
-    offset += static_cast<uint64_t>(written);
-  }
+  write(header.data(), header.size());
 }
 
 void ContainerWriter::write(const void* bytes, size_t n) {
-  write_at(offset_, bytes, n);
+  file_.write_at(offset_, bytes, n);
   offset_ += n;
 }
 
@@ -188,7 +78,7 @@ void ContainerWriter::begin_blob(Blob* blob, bool raw, uint64_t raw_bytes) {
   const uint64_t content = offset_ + kFrameHeaderBytes;
   const uint64_t padding = round_up<uint64_t>(content, kBlockAlign) - content;
   if (padding + raw_bytes > std::numeric_limits<uint32_t>::max()) {
-    throw Error(path_.string() + ": a tensor of " + std::to_string(raw_bytes) +
+    throw Error(file_.path().string() + ": a tensor of " + std::to_string(raw_bytes) +
                 " bytes is too large for --store (4 GiB at most); leave --store out");
   }
   Bytes head;
@@ -298,9 +188,9 @@ uint64_t ContainerWriter::finish() {
   header.put(offset_);
   while (header.data().size() < kHeaderBytes - 8) header.put(uint8_t{0});
   header.put(xxh64(header.data().data(), header.data().size()));
-  write_at(0, header.data().data(), header.data().size());
+  file_.write_at(0, header.data().data(), header.data().size());
   const uint64_t bytes = offset_;
-  publish();
+  file_.publish();
   return bytes;
 }
 

@@ -1,20 +1,16 @@
 // Writes a container (engine/container.h, docs/format.md) front to back, in one pass, under no name
-// until it is complete.
-//
-// The file appears under its name only in finish(), after everything has reached the disk; if the
-// writer is destroyed before, or the process is killed, the old file stays as it was. Bytes depend
-// only on what is written. Throws Error.
+// until it is complete: see convert/output_file.h. Bytes depend only on what is written. Throws Error.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "convert/output_file.h"
 #include "engine/config.h"
 #include "engine/container.h"
 #include "engine/xxh64.h"
@@ -32,7 +28,6 @@ Compressed compress_frame(std::span<const uint8_t> raw, int level);
 class ContainerWriter {
  public:
   ContainerWriter(std::filesystem::path path, int zstd_level, bool store);
-  ~ContainerWriter();
   ContainerWriter(const ContainerWriter&) = delete;
   ContainerWriter& operator=(const ContainerWriter&) = delete;
 
@@ -62,19 +57,10 @@ class ContainerWriter {
   };
   void begin_blob(Blob* blob, bool raw, uint64_t raw_bytes);
   void write(const void* bytes, size_t n);
-  void write_at(uint64_t offset, const void* bytes, size_t n);
-  void open_temporary();
-  int name_temporary(const std::function<int(const char*)>& make);
-  std::filesystem::path folder() const;
-  void publish();
-  void forget();
-  [[noreturn]] void fail(const char* what, int error) const;
 
-  std::filesystem::path path_;
-  std::filesystem::path temporary_;  // empty while the file has no name at all
+  OutputFile file_;
   int level_;
   bool store_;
-  int descriptor_ = -1;
   uint64_t offset_ = 0;
   std::vector<Entry> sections_, tensors_;
   std::vector<FrameEntry> frames_;

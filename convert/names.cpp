@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "convert/error.h"
+#include "convert/gguf_model.h"
 
 namespace mamba_edge::convert {
 namespace {
@@ -319,6 +320,7 @@ std::vector<int64_t> source_shape(const ModelConfig& config, TensorRole role) {
 }
 
 NamedTensors name_tensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+  if (checkpoint.gguf() != nullptr) return name_gguf_tensors(checkpoint, config);
   return Namer(checkpoint, config).run();
 }
 

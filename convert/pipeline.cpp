@@ -13,14 +13,13 @@
 #include "convert/checkpoint.h"
 #include "convert/container_writer.h"
 #include "convert/error.h"
-#include "convert/file.h"
+#include "convert/find_tokenizer.h"
+#include "convert/gguf_model.h"
 #include "convert/hf_config.h"
 #include "convert/names.h"
 #include "convert/packing.h"
-#include "convert/tokenizer_json.h"
 #include "engine/container.h"
 #include "engine/tensors.h"
-#include "engine/text/tokenizer.h"
 #include "engine/xxh64.h"
 
 namespace mamba_edge::convert {
@@ -60,10 +59,10 @@ void parallel_for(int threads, size_t n, const std::function<void(size_t)>& work
 class Source {
  public:
   Source(const Checkpoint& checkpoint, const TensorInfo& info, const ModelConfig& config,
-         const TensorSpec& spec)
+         const TensorSpec& spec, bool a_is_folded)
       : checkpoint_(checkpoint),
         info_(info),
-        negative_exp_(spec.role == TensorRole::a),
+        negative_exp_(spec.role == TensorRole::a && !a_is_folded),
         rows_(source_rows(config, spec)),
         cols_(source_cols(config, spec)) {
     // A vector, whose rows may repeat, and initial states, whose published rows are heads, are
@@ -137,6 +136,7 @@ class Converter {
     checkpoint_ = Checkpoint::open(o_.input);
     read_config();
     const NamedTensors names = name_tensors(*checkpoint_, report_.config);
+    a_is_folded_ = names.a_is_folded;
     report_.warnings.insert(report_.warnings.end(), names.warnings.begin(), names.warnings.end());
     choose_types();
     add_tokenizer();
@@ -161,7 +161,9 @@ class Converter {
 
  private:
   void read_config() {
-    const PublishedConfig published = read_published_config(checkpoint_->folder());
+    const PublishedConfig published = checkpoint_->gguf() != nullptr
+                                          ? read_gguf_config(*checkpoint_)
+                                          : read_published_config(checkpoint_->folder());
     report_.config = published.model;
     report_.config_file = published.path;
     report_.warnings = published.warnings;
@@ -215,50 +217,10 @@ class Converter {
   }
 
   void add_tokenizer() {
-    std::filesystem::path path = o_.tokenizer;
-    const bool asked = !path.empty();
-    if (!asked) path = checkpoint_->folder() / "tokenizer.json";
-    if (std::filesystem::is_directory(path)) path /= "tokenizer.json";
-    ModelConfig& config = report_.config;
-    if (!std::filesystem::exists(path)) {
-      if (asked) throw Error(path.string() + ": no such tokenizer file");
-      report_.tokenizer_hint =
-          "no tokenizer: add " + path.string() +
-          ", or give one with --tokenizer PATH; without it the model takes and gives token ids";
-      return;
-    }
-    const std::filesystem::path folder = path.parent_path();
-    const auto read = [&](const char* name) {
-      const std::filesystem::path file = folder / name;
-      if (!std::filesystem::exists(file)) return std::string();
-      const File f(file);
-      return f.read_string(0, f.size());
-    };
-    TokenizerFiles files;
-    files.name = path.string();
-    const File file(path);
-    files.tokenizer_json = file.read_string(0, file.size());
-    files.tokenizer_config_json = read("tokenizer_config.json");
-    files.special_tokens_map_json = read("special_tokens_map.json");
-    files.generation_config_json = read("generation_config.json");
-    files.config_bos = config.bos_token;
-    files.config_eos = config.eos_token;
-    tokenizer_ = compile_tokenizer(files);
-    Tokenizer tokenizer;
-    const Status opened = Tokenizer::open(tokenizer_, &tokenizer);
-    if (!opened.ok()) throw Error(path.string() + ": " + opened.message());
-    const auto n_tokens = static_cast<uint32_t>(tokenizer.n_tokens());
-    if (n_tokens == 0 || n_tokens > config.n_vocab) {
-      throw Error(path.string() + ": has " + std::to_string(n_tokens) +
-                  " tokens, but the model's vocabulary has " + std::to_string(config.n_vocab));
-    }
-    config.n_vocab_used = n_tokens;
-    config.bos_token = tokenizer.bos();
-    config.eos_token = tokenizer.eos();
-    // A tokenizer that names only an end starts texts with it: the GPT-NeoX family has a single
-    // such token.
-    if (config.bos_token < 0) config.bos_token = config.eos_token;
-    report_.has_tokenizer = true;
+    FoundTokenizer found = find_tokenizer(*checkpoint_, o_.tokenizer, &report_.config);
+    report_.has_tokenizer = !found.blob.empty();
+    report_.tokenizer_hint = std::move(found.hint);
+    tokenizer_ = std::move(found.blob);
   }
 
   void add_progress(double elements) {
@@ -302,7 +264,7 @@ class Converter {
   }
 
   void pack(const TensorSpec& spec, const TensorInfo& info) {
-    const Source source(*checkpoint_, info, report_.config, spec);
+    const Source source(*checkpoint_, info, report_.config, spec, a_is_folded_);
     TensorReport entry;
     char name[40];
     tensor_name(spec.role, spec.layer, name);
@@ -463,6 +425,7 @@ class Converter {
   std::optional<ContainerWriter> writer_;
   std::vector<uint8_t> tokenizer_;
   WeightType embedding_type_{}, head_type_{};
+  bool a_is_folded_ = false;
   Xxh64 hash_;
   double total_elements_ = 0, done_elements_ = 0;
   double matrix_bytes_ = 0, matrix_elements_ = 0;

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "convert/error.h"
+#include "convert/ggml_blocks.h"
 
 namespace mamba_edge::convert {
 namespace {
@@ -18,18 +19,7 @@ constexpr size_t kBlockBytes = size_t{256} << 10;   // converts inside the secon
 constexpr size_t kWindowBytes = size_t{512} << 10;  // of a strided tensor
 constexpr size_t kGapBytes = 4096;  // reading less than this costs as much as skipping it
 
-size_t element_bytes(DType dtype) {
-  switch (dtype) {
-    case DType::f16:
-    case DType::bf16:
-      return 2;
-    case DType::f32:
-      return 4;
-    case DType::f64:
-      break;
-  }
-  return 8;
-}
+size_t element_bytes(DType dtype) { return block_layout(dtype).bytes; }  // without blocks
 
 float from_bf16(uint16_t half) { return std::bit_cast<float>(uint32_t{half} << 16); }
 
@@ -78,6 +68,8 @@ void to_float(DType dtype, const char* bytes, size_t count, float* out) {
     case DType::f64:
       return convert_block<double>(bytes, count, out,
                                    [](double value) { return static_cast<float>(value); });
+    default:
+      return;  // has blocks: read_blocks
   }
 }
 
@@ -90,6 +82,25 @@ void read_contiguous(const File& file, DType dtype, uint64_t begin, size_t count
     const size_t now = std::min(block, count - done);
     file.read_at(begin + done * bytes, buffer.get(), now * bytes);
     to_float(dtype, buffer.get(), now, out + done);
+  }
+}
+
+// Elements [first, first + count) of blocks that begin at byte `begin`.
+void read_blocks(const File& file, DType dtype, uint64_t begin, uint64_t first, uint64_t count,
+                 float* out) {
+  const BlockLayout layout = block_layout(dtype);
+  const size_t step = kBlockBytes / (layout.elements * sizeof(float));
+  std::vector<char> blocks(step * layout.bytes);
+  std::vector<float> values(step * layout.elements);
+  for (const uint64_t end = first + count; first < end;) {
+    const uint64_t block = first / layout.elements, skip = first % layout.elements;
+    const uint64_t needed = (end - block * layout.elements + layout.elements - 1) / layout.elements;
+    const size_t now = std::min<uint64_t>(step, needed);
+    file.read_at(begin + block * layout.bytes, blocks.data(), now * layout.bytes);
+    decode_blocks(dtype, blocks.data(), now, values.data());
+    const uint64_t n = std::min<uint64_t>(end - first, now * layout.elements - skip);
+    out = std::copy_n(values.data() + skip, n, out);
+    first += n;
   }
 }
 
@@ -217,9 +228,11 @@ void read_tensor_rows(const File& file, const TensorInfo& tensor, int64_t row_be
   const int64_t count = row_begin == row_end ? 0 : count_elements(shape);
   if (count == 0) return;
   const int64_t row_stride = shape.empty() ? 0 : tensor.strides[0];
-  const uint64_t begin = tensor.begin + static_cast<uint64_t>(row_begin) *
-                                            static_cast<uint64_t>(row_stride) *
-                                            element_bytes(tensor.dtype);
+  const uint64_t first = static_cast<uint64_t>(row_begin) * static_cast<uint64_t>(row_stride);
+  if (is_blocked(tensor.dtype)) {
+    return read_blocks(file, tensor.dtype, tensor.begin, first, static_cast<uint64_t>(count), out);
+  }
+  const uint64_t begin = tensor.begin + first * element_bytes(tensor.dtype);
 
   const std::vector<int64_t> wanted = contiguous_strides(shape);
   std::vector<Dimension> dimensions;

@@ -42,7 +42,7 @@ std::vector<int32_t> read_ids(const fs::path& path) {
   return {wide.begin(), wide.end()};
 }
 
-// Folders with a checkpoint and expected numbers; GGUF and Mamba-3 are not converted yet.
+// Folders with a checkpoint and expected numbers; Mamba-3 is not converted yet.
 std::vector<fs::path> cases() {
   std::vector<fs::path> found;
   for (const char* root :
@@ -50,7 +50,7 @@ std::vector<fs::path> cases() {
     if (!fs::is_directory(root)) continue;
     for (const auto& entry : fs::directory_iterator(root)) {
       const std::string name = entry.path().filename().string();
-      const bool later = name.rfind("gguf-", 0) == 0 || name.rfind("mamba3-", 0) == 0;
+      const bool later = name.rfind("mamba3-", 0) == 0;
       const bool known = std::any_of(found.begin(), found.end(), [&](const fs::path& p) {
         return p.filename() == entry.path().filename();
       });

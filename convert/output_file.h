@@ -1,0 +1,42 @@
+// A file that has no name until it is complete.
+//
+// It appears under its name only in publish(), after everything has reached the disk; if the object
+// is destroyed before, or the process is killed, an old file of that name stays as it was. Throws
+// Error.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+
+namespace mamba_edge::convert {
+
+class OutputFile {
+ public:
+  // Refuses an empty name, a missing folder, and an old file that is not a regular one.
+  explicit OutputFile(std::filesystem::path path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+
+  void write_at(uint64_t offset, const void* bytes, size_t n);
+
+  // Syncs, and gives the file its name. Nothing can be written after that.
+  void publish();
+
+ private:
+  void open_temporary();
+  int name_temporary(const std::function<int(const char*)>& make);
+  std::filesystem::path folder() const;
+  void forget();
+  [[noreturn]] void fail(const char* what, int error) const;
+
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;  // empty while the file has no name at all
+  int descriptor_ = -1;
+};
+
+}  // namespace mamba_edge::convert
