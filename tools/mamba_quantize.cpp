@@ -1,9 +1,10 @@
-// mamba-quantize: a published checkpoint in, one container out.
+// mamba-quantize: a published checkpoint in, one container (or GGUF file) out.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "convert/gguf_export.h"
 #include "convert/pipeline.h"
 #include "tools/common.h"
 
@@ -28,6 +29,45 @@ std::string recipe(const convert::Options& o) {
   if (o.gated_norm_whole) text += " --gated-norm whole";
   if (o.allow_nonfinite) text += " --allow-nonfinite";
   return text;
+}
+
+// Options that a GGUF file has no place for.
+constexpr const char* kContainerOnly[] = {"--group-size", "--gated-norm", "--zstd-level",
+                                          "--store"};
+
+convert::DType parse_gguf_type(const std::string& flag, const std::string& value) {
+  std::string known;
+  for (const convert::GgufOutputType& type : convert::gguf_output_types()) {
+    if (value == type.name) return type.dtype;
+    known += (known.empty() ? "" : ", ") + std::string(type.name);
+  }
+  throw UsageError(flag + " " + value + ": a GGUF file can have " + known);
+}
+
+// `common` holds the options that both outputs have; `recipe` becomes the ones that shape the
+// numbers.
+convert::GgufOptions gguf_options(const CLI::App& app, const convert::Options& common,
+                                  std::string* recipe) {
+  for (const char* option : kContainerOnly) {
+    if (app.count(option) > 0) throw UsageError(std::string(option) + ": not with --to gguf");
+  }
+  convert::GgufOptions o;
+  o.input = common.input;
+  o.output = common.output;
+  o.tokenizer = common.tokenizer;
+  o.allow_nonfinite = common.allow_nonfinite;
+  *recipe = "--to gguf";
+  const auto read = [&](const char* option) -> std::optional<convert::DType> {
+    if (app.count(option) == 0) return std::nullopt;
+    const auto value = app[option]->as<std::string>();
+    const convert::DType type = parse_gguf_type(option, value);
+    *recipe += std::string(" ") + option + " " + value;
+    return type;
+  };
+  o.type = read("--type").value_or(o.type);
+  o.embedding_type = read("--embedding-type");
+  o.head_type = read("--head-type");
+  return o;
 }
 
 nlohmann::ordered_json to_json(const convert::Options& o, const convert::Report& r) {
@@ -85,19 +125,42 @@ std::string error_table(const convert::Report& r, bool every_tensor) {
   return text;
 }
 
+void show(const convert::Options& o, const convert::Report& report, bool json, bool verbose) {
+  for (const std::string& warning : report.warnings) warn(warning);
+  if (!report.tokenizer_hint.empty()) warn(report.tokenizer_hint);
+  if (json) return write_stdout(to_json(o, report).dump(2) + "\n");
+  std::string text = error_table(report, verbose);
+  text += format("%s: %s, %s parameters, %u layers, d_model %u\n", o.output.c_str(),
+                 architecture_name(report.config.architecture),
+                 format_count(static_cast<uint64_t>(report.n_parameters)).c_str(),
+                 report.config.n_layer, report.config.d_model);
+  text +=
+      format("  %s -> %s (%s in memory), %.2f bits per weight, %.1f s, peak memory %s\n",
+             format_bytes(report.input_bytes).c_str(), format_bytes(report.output_bytes).c_str(),
+             format_bytes(report.packed_bytes).c_str(), report.bits_per_weight, report.seconds,
+             format_bytes(peak_resident_bytes()).c_str());
+  write_stdout(text);
+}
+
 int run(int argc, char** argv) {
-  CLI::App app{"Converts a Mamba checkpoint, as published, into one file that mamba-edge runs.",
-               "mamba-quantize"};
+  CLI::App app{
+      "Converts a Mamba checkpoint, as published or in GGUF, into one file that mamba-edge runs; "
+      "or, "
+      "with --to gguf, into one that llama.cpp runs.",
+      "mamba-quantize"};
   std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto",
-                             tokenizer;
+                             tokenizer, to = "container";
   int64_t group_size = 0, vocabulary_group_size = 0, zstd_level = 3, threads = default_threads();
   bool store = false, json = false, allow_nonfinite = false, verbose = false;
   app.add_option("INPUT", input,
                  "a folder with config.json (or params.json) and weights, or one weights file in "
-                 "such a folder")
+                 "such a folder, or a GGUF file")
       ->required();
   app.add_option("-o,--output", output, "the file to write")->required();
-  app.add_option("--type", type, "of the matrices: " + matrix_types() + " (default int8)");
+  app.add_option("--to", to, "container (default), or gguf, for llama.cpp");
+  app.add_option("--type", type,
+                 "of the matrices: " + matrix_types() +
+                     " (default int8); with --to gguf: fp32, fp16, bf16, q8_0, q4_0 (default q8_0)");
   app.add_option("--embedding-type", embedding_type, "of the embedding, if it differs");
   app.add_option("--head-type", head_type, "of the output head, if it differs");
   add_integer(
@@ -110,8 +173,10 @@ int run(int argc, char** argv) {
                  "Mamba-2 with several groups: 'auto' normalises each group, as the authors' code "
                  "does; 'whole' all of "
                  "d_inner, for checkpoints trained with transformers or mamba2-minimal");
-  app.add_option("--tokenizer", tokenizer,
-                 "tokenizer.json, or its folder, if it is not beside the checkpoint");
+  app.add_option(
+      "--tokenizer", tokenizer,
+      "tokenizer.json, or its folder, if it is not beside the checkpoint or inside the GGUF "
+      "file");
   add_integer(app, "--zstd-level", zstd_level, 1, 22,
               "compression of the file, 1 to 22 (default 3)");
   app.add_flag("--store", store,
@@ -122,9 +187,28 @@ int run(int argc, char** argv) {
   app.add_flag("-v,--verbose", verbose, "show the error of every tensor");
   if (!parse_options(app, argc, argv)) return kExitOk;
 
+  if (to != "container" && to != "gguf") {
+    throw UsageError("--to " + to + ": expected container or gguf");
+  }
+  if (app.count("--tokenizer") > 0 && tokenizer.empty()) {
+    throw UsageError("--tokenizer: expected a path");
+  }
   convert::Options o;
   o.input = input;
   o.output = output;
+  o.tokenizer = tokenizer;
+  o.allow_nonfinite = allow_nonfinite;
+  convert::Report report;
+  if (to == "gguf") {
+    convert::GgufOptions gguf = gguf_options(app, o, &o.recipe);
+    {
+      Progress progress("converting", 1000);
+      gguf.progress = [&](double done) { progress.update(static_cast<uint64_t>(done * 1000)); };
+      report = convert::export_gguf(gguf);
+    }
+    show(o, report, json, verbose);
+    return kExitOk;
+  }
   o.type = parse_weight_type("--type", type);
   if (app.count("--embedding-type") > 0)
     o.embedding_type = parse_weight_type("--embedding-type", embedding_type);
@@ -142,39 +226,16 @@ int run(int argc, char** argv) {
     throw UsageError("--gated-norm " + gated_norm + ": expected auto or whole");
   }
   o.gated_norm_whole = gated_norm == "whole";
-  if (app.count("--tokenizer") > 0 && tokenizer.empty()) {
-    throw UsageError("--tokenizer: expected a path");
-  }
-  o.tokenizer = tokenizer;
   o.zstd_level = static_cast<int>(zstd_level);
   o.store = store;
   o.threads = static_cast<int>(threads);
-  o.allow_nonfinite = allow_nonfinite;
   o.recipe = recipe(o);
-
-  convert::Report report;
   {
     Progress progress("converting", 1000);
     o.progress = [&](double done) { progress.update(static_cast<uint64_t>(done * 1000)); };
     report = convert::convert_checkpoint(o);
   }
-  for (const std::string& warning : report.warnings) warn(warning);
-  if (!report.tokenizer_hint.empty()) warn(report.tokenizer_hint);
-  if (json) {
-    write_stdout(to_json(o, report).dump(2) + "\n");
-    return kExitOk;
-  }
-  std::string text = error_table(report, verbose);
-  text += format("%s: %s, %s parameters, %u layers, d_model %u\n", output.c_str(),
-                 architecture_name(report.config.architecture),
-                 format_count(static_cast<uint64_t>(report.n_parameters)).c_str(),
-                 report.config.n_layer, report.config.d_model);
-  text +=
-      format("  %s -> %s (%s in memory), %.2f bits per weight, %.1f s, peak memory %s\n",
-             format_bytes(report.input_bytes).c_str(), format_bytes(report.output_bytes).c_str(),
-             format_bytes(report.packed_bytes).c_str(), report.bits_per_weight, report.seconds,
-             format_bytes(peak_resident_bytes()).c_str());
-  write_stdout(text);
+  show(o, report, json, verbose);
   return kExitOk;
 }
 
