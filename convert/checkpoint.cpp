@@ -44,7 +44,7 @@ std::vector<TensorInfo> read_directory(const File& file) {
   if (looks_like_pickle(file)) return read_torch_legacy(file);
   throw Error(
       file.name() +
-      ": is no safetensors file, none that torch.save wrote and no GGUF file (it may be cut "
+      ": is neither a safetensors or GGUF file nor one that torch.save wrote (it may be cut "
       "off)");
 }
 

@@ -101,6 +101,49 @@ size_t character_bytes(std::string_view text, size_t at) {
   return decode_utf8(bytes + at, bytes + text.size()).bytes;
 }
 
+using Merge = std::pair<std::string, std::string>;
+using Ids = std::unordered_map<std::string, uint32_t>;  // of tokens
+
+// SentencePiece joins the two neighbours whose union has the highest score. As merges: for every
+// token, from the highest score down, all pairs of tokens that it consists of. Among equal scores
+// longer left parts come first, then longer right parts, as transformers orders them since 2024;
+// before, it did not look at lengths.
+std::vector<Merge> merges_of_scores(const std::vector<uint32_t>& words,  // ids, ascending
+                                    const std::vector<std::string>& tokens,
+                                    const std::vector<float>& scores, const Ids& ids,
+                                    bool by_length) {
+  struct Part {
+    float score;
+    size_t left_characters, right_characters;
+    uint32_t left, right;
+  };
+  std::vector<Part> parts;
+  for (const uint32_t id : words) {
+    const std::string& token = tokens[id];
+    std::vector<size_t> ends;  // of its characters
+    for (size_t at = 0; at < token.size();) ends.push_back(at += character_bytes(token, at));
+    const size_t first = parts.size();
+    for (size_t n = 1; n < ends.size(); ++n) {
+      const auto left = ids.find(token.substr(0, ends[n - 1]));
+      const auto right = ids.find(token.substr(ends[n - 1]));
+      if (left == ids.end() || right == ids.end()) continue;
+      parts.push_back({scores[id], n, ends.size() - n, left->second, right->second});
+    }
+    std::sort(parts.begin() + static_cast<std::ptrdiff_t>(first), parts.end(),
+              [](const Part& a, const Part& b) {
+                return std::pair(a.left, a.right) < std::pair(b.left, b.right);
+              });
+  }
+  std::stable_sort(parts.begin(), parts.end(), [by_length](const Part& a, const Part& b) {
+    if (a.score != b.score || !by_length) return a.score > b.score;
+    return std::pair(a.left_characters, a.right_characters) >
+           std::pair(b.left_characters, b.right_characters);
+  });
+  std::vector<Merge> merges;
+  for (const Part& part : parts) merges.emplace_back(tokens[part.left], tokens[part.right]);
+  return merges;
+}
+
 // ---- from GGUF
 
 class Importer {
@@ -147,7 +190,7 @@ class Importer {
                            : static_cast<GgufToken>(std::clamp<int64_t>(types[id], 0, 7)));
       const GgufToken type = types_.back();
       if (type == GgufToken::unused || tokens_[id].empty()) continue;
-      if (!ids_.emplace(tokens_[id], id).second) {
+      if (!ids_.emplace(tokens_[id], static_cast<uint32_t>(id)).second) {
         throw Error(name_ + " has the token " + shown(tokens_[id]) + " twice");
       }
       const bool special = type == GgufToken::control || type == GgufToken::unknown;
@@ -232,7 +275,7 @@ class Importer {
     const auto unknown = special_id("tokenizer.ggml.unknown_token_id", 0);
     json model = {{"type", "BPE"},
                   {"vocab", vocabulary()},
-                  {"merges", merges_of_scores()},
+                  {"merges", read_scores()},
                   {"fuse_unk", true},
                   {"byte_fallback",
                    std::find(types_.begin(), types_.end(), GgufToken::byte) != types_.end()}};
@@ -244,53 +287,42 @@ class Importer {
             {"model", std::move(model)}};
   }
 
-  // SentencePiece joins the two neighbours whose union has the highest score. As merges: for every
-  // token, from the highest score down, all pairs of tokens that it consists of.
-  json merges_of_scores() const {
+  std::vector<Merge> read_scores() const {
     const std::vector<float> scores = metadata_.floats("tokenizer.ggml.scores");
     if (scores.size() != tokens_.size()) {
       throw Error(name_ + " has " + std::to_string(tokens_.size()) + " tokens and " +
                   std::to_string(scores.size()) + " scores");
     }
-    std::vector<uint32_t> order;
+    std::vector<uint32_t> words;
     for (uint32_t id = 0; id < tokens_.size(); ++id) {
-      if (types_[id] != GgufToken::normal) continue;
+      if (types_[id] != GgufToken::normal || tokens_[id].empty()) continue;
       if (!std::isfinite(scores[id])) throw Error(name_ + " has a score that is not finite");
       if (tokens_[id].size() > kMaxScoredBytes) {
         throw Error(name_ + " has the token " + shown(tokens_[id]) + "... of " +
                     std::to_string(tokens_[id].size()) + " bytes, the limit is " +
                     std::to_string(kMaxScoredBytes));
       }
-      order.push_back(id);
+      words.push_back(id);
     }
-    std::stable_sort(order.begin(), order.end(),
-                     [&](uint32_t a, uint32_t b) { return scores[a] > scores[b]; });
-    json merges = json::array();
-    for (const uint32_t id : order) {
-      const std::string& token = tokens_[id];
-      std::vector<std::pair<size_t, size_t>> parts;
-      for (size_t at = character_bytes(token, 0); at < token.size();
-           at += character_bytes(token, at)) {
-        const auto left = ids_.find(token.substr(0, at)), right = ids_.find(token.substr(at));
-        if (left != ids_.end() && right != ids_.end())
-          parts.emplace_back(left->second, right->second);
-      }
-      std::sort(parts.begin(), parts.end());
-      for (const auto& [left, right] : parts) merges.push_back({tokens_[left], tokens_[right]});
-    }
-    return merges;
+    return merges_of_scores(words, tokens_, scores, ids_, /*by_length=*/true);
   }
 
   const GgufMetadata& metadata_;
   std::string name_;
   std::vector<std::string> tokens_;
   std::vector<GgufToken> types_;
-  std::unordered_map<std::string, size_t> ids_;  // of tokens that are used
+  Ids ids_;  // of tokens that are used
   json added_ = json::array();
   int32_t bos_ = -1, eos_ = -1;
 };
 
 // ---- to GGUF
+
+// Missing and null are false, as for compile_tokenizer().
+bool is_set(const json& object, const char* key) {
+  const auto found = object.find(key);
+  return found != object.end() && *found == true;
+}
 
 // The steps of a normalizer or pre_tokenizer without what makes no difference.
 json steps_of(const json& node, const char* list) {
@@ -322,7 +354,7 @@ class Exporter {
         pre.begin(), pre.end(), [](const json& step) { return step["type"] == "ByteLevel"; });
     if (byte_level) {
       out_.model = "gpt2";
-      name_splitting(pre, model.value("ignore_merges", false));
+      name_splitting(pre, is_set(model, "ignore_merges"));
       for (const auto& [left, right] : merges()) {
         if (left.find(' ') != std::string::npos || right.find(' ') != std::string::npos) {
           throw Error(name_ + ": the merge of " + shown(left) + " and " + shown(right) +
@@ -377,8 +409,8 @@ class Exporter {
     }
   }
 
-  std::vector<std::pair<std::string, std::string>> merges() const {
-    std::vector<std::pair<std::string, std::string>> list;
+  std::vector<Merge> merges() const {
+    std::vector<Merge> list;
     for (const json& merge : root_["model"]["merges"]) {
       if (merge.is_array()) {
         list.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
@@ -413,30 +445,39 @@ class Exporter {
         {{"type", "Prepend"}, {"prepend", kWordMark}},
         {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kWordMark}}};
     if (!pre.empty() || steps_of(root_.value("normalizer", json()), "normalizers") != expected ||
-        !model.value("byte_fallback", false)) {
+        !is_set(model, "byte_fallback")) {
       throw Error(name_ +
                   ": is neither a byte-level tokenizer nor one of SentencePiece's kind "
                   "(spaces become U+2581, one in front, byte fallback), so GGUF cannot express it");
     }
   }
 
-  // Scores that give the order of the merges: minus the number of the first merge that makes a
-  // token, as SentencePiece numbers them. All merges that make a token must follow each other.
+  // Scores that give the order of the merges: 0, -1, -2, ... in the order in which tokens are first
+  // made, the same for tokens whose merges take turns. With scores, all pairs that make a token are
+  // merges; a tokenizer that lacks some has to be refused.
   void score_tokens() {
     constexpr float kNever = -1e9f;
     out_.scores.assign(n_vocab_, kNever);
-    float next = 0;
-    std::string last;
-    for (const auto& [left, right] : merges()) {
-      const std::string token = left + right;
-      if (token == last) continue;
-      float& score = out_.scores[ids_.at(token)];
-      if (score != kNever) {
-        throw Error(name_ + ": the merges that make " + shown(token) +
-                    " are apart from each other, which scores cannot express");
-      }
-      score = next--;
-      last = token;
+    const std::vector<Merge> list = merges();
+    std::unordered_map<std::string, size_t> last;  // the last merge that makes a token
+    for (size_t i = 0; i < list.size(); ++i) last[list[i].first + list[i].second] = i;
+    float score = 0;
+    size_t turn_ends = 0;
+    std::vector<uint32_t> words;
+    for (size_t i = 0; i < list.size(); ++i) {
+      const std::string token = list[i].first + list[i].second;
+      if (i > turn_ends) --score;
+      turn_ends = std::max(turn_ends, last[token]);
+      float& own = out_.scores[ids_.at(token)];
+      if (own == kNever) words.push_back(ids_.at(token));
+      own = score;
+    }
+    std::sort(words.begin(), words.end());
+    if (list != merges_of_scores(words, out_.tokens, out_.scores, ids_, true) &&
+        list != merges_of_scores(words, out_.tokens, out_.scores, ids_, false)) {
+      throw Error(name_ +
+                  ": its merges are not those of a SentencePiece model, so that scores "
+                  "cannot express them");
     }
     for (uint32_t id = 0; id < n_vocab_; ++id) {
       const std::string& token = out_.tokens[id];
@@ -483,7 +524,7 @@ class Exporter {
   const std::string& name_;
   uint32_t n_vocab_;
   json root_;
-  std::unordered_map<std::string, uint32_t> ids_;
+  Ids ids_;
   GgufTokenizer out_;
 };
 

@@ -110,8 +110,10 @@ std::string error_table(const convert::Report& r, bool every_tensor) {
   for (const convert::TensorReport& t : r.tensors) {
     if (t.type == "fp32") continue;
     std::string kind = t.name;
-    if (!every_tensor && kind.rfind("layers.", 0) == 0)
-      kind = "layers.*" + kind.substr(kind.find('.', 7));
+    for (const std::string layer : {"layers.", "blk."}) {
+      if (!every_tensor && kind.rfind(layer, 0) == 0)
+        kind = layer + "*" + kind.substr(kind.find('.', layer.size()));
+    }
     by_kind[kind].add(t.error);
     types[kind] = t.type;
   }

@@ -231,6 +231,11 @@ class Index : public ::testing::Test {
   TempFolder folder_;
 };
 
+TEST_F(Index, ShardsAreNoGgufFiles) {
+  folder_.write("shard", "GGUF\3   ");
+  EXPECT_THAT(refused(R"({"weight_map":{"t":"shard"}})"), HasSubstr("shard: is a GGUF file"));
+}
+
 TEST_F(Index, ShardsMustBePlainNames) {
   folder_.write("shard", file_with("t", 1));
   for (const char* name : {"../shard", "/etc/passwd", "a/b", "..", ".", "", "a\\\\b", "a\\u0000"}) {

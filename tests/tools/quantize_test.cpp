@@ -115,6 +115,16 @@ TEST(Quantize, WrongUsageIsStatus2) {
            {"mamba-quantize", kSmall, "-o", out, "-t", "99999999999999999999"},
            {"mamba-quantize", kSmall, "-o", out, "--gated-norm", "half"},
            {"mamba-quantize", kSmall, "-o", out, "--tokenizer", ""},
+           {"mamba-quantize", kSmall, "-o", out, "--to", "ggml"},
+           {"mamba-quantize", kSmall, "-o", out, "--type", "q8_0"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--type", "int8"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--type", "q9_0"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--embedding-type", "int4"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--head-type", ""},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--store"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--group-size", "32"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--zstd-level", "3"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--gated-norm", "whole"},
            {"mamba-quantize", kSmall, "-o", out, "--nonsense"}}) {
     const Result r = execute(wrong);
     EXPECT_EQ(r.status, 2) << comma_separated(wrong) << "\n" << r.err;
@@ -180,6 +190,97 @@ TEST(Quantize, ResultRuns) {
   EXPECT_GT(r.out.size(), std::string("Once upon").size());
 }
 
+// ---- GGUF
+
+TEST(QuantizeGguf, UsageErrorsNameWhatIsPossible) {
+  const TemporaryFolder folder;
+  const std::string out = folder / "out";
+  EXPECT_SAYS(quantize(kTiny, out, {"--to", "onnx"}).err, "--to onnx: expected container or gguf");
+  EXPECT_SAYS(quantize(kTiny, out, {"--to", "gguf", "--type", "int8"}).err,
+              "--type int8: a GGUF file can have fp32, fp16, bf16, q8_0, q4_0");
+  EXPECT_SAYS(quantize(kTiny, out, {"--to", "gguf", "--store"}).err, "--store: not with --to gguf");
+}
+
+TEST(QuantizeGguf, ExportSaysWhatHappened) {
+  const TemporaryFolder folder;
+  const std::string out = folder / "model.gguf";
+  const Result text = quantize(kTiny, out, {"--to", "gguf"});
+  ASSERT_EQ(text.status, 0) << text.err;
+  EXPECT_SAYS(text.out, "blk.*.ssm_in.weight");
+  EXPECT_SAYS(text.out, "q8_0");
+  EXPECT_SAYS(text.out, "model.gguf: mamba");
+  EXPECT_EQ(text.err, "");
+  const Result r = quantize(
+      kTiny, out, {"--to", "gguf", "--type", "q4_0", "--embedding-type", "q8_0", "--json"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  const Json report = Json::parse(r.out);
+  EXPECT_EQ(report.at("recipe"), "--to gguf --type q4_0 --embedding-type q8_0");
+  EXPECT_EQ(report.at("output_bytes"), fs::file_size(out));
+  EXPECT_EQ(report.at("tokenizer"), true);
+  std::map<std::string, std::string> types;
+  for (const Json& t : report.at("tensors")) types[t.at("name")] = t.at("type");
+  EXPECT_EQ(types.at("token_embd.weight"), "q8_0");
+  EXPECT_EQ(types.at("blk.2.ssm_in.weight"), "q4_0");
+  EXPECT_EQ(types.at("blk.2.ssm_dt.weight"), "fp16");  // 16 columns are no block of 32
+  EXPECT_EQ(types.at("blk.2.ssm_a"), "fp32");
+  EXPECT_EQ(folder.files(), 1u);
+}
+
+// Weights and tokenizer come back from a GGUF file: the same text, token by token.
+TEST(QuantizeGguf, ThereAndBackSaysTheSame) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(quantize(kTiny, folder / "direct.mamba", {"--type", "fp32"}).status, 0);
+  ASSERT_EQ(quantize(kTiny, folder / "model.gguf", {"--to", "gguf", "--type", "fp32"}).status, 0);
+  const Result back = quantize(folder / "model.gguf", folder / "back.mamba", {"--type", "fp32"});
+  ASSERT_EQ(back.status, 0) << back.err;
+  EXPECT_EQ(back.err, "");
+  const auto say = [&](const char* model) {
+    return execute({"mamba-generate", "-m", folder / model, "-p", "Once upon a time", "-n", "24",
+                    "--greedy", "-t", "1"})
+        .out;
+  };
+  EXPECT_EQ(say("back.mamba"), say("direct.mamba"));
+  EXPECT_GT(say("back.mamba").size(), 40u);
+}
+
+TEST(QuantizeGguf, ATokenizerThatCannotBeReadIsAWarning) {
+  const TemporaryFolder folder;
+  ASSERT_EQ(quantize(kTiny, folder / "model.gguf", {"--to", "gguf"}).status, 0);
+  std::string bytes = read_bytes(folder / "model.gguf");
+  const size_t at = bytes.find("gpt-2");
+  ASSERT_NE(at, std::string::npos);
+  bytes.replace(at, 5, "gpt-9");
+  write_bytes(folder / "odd.gguf", bytes);
+  const Result r = quantize(folder / "odd.gguf", folder / "odd.mamba");
+  EXPECT_EQ(r.status, 0);
+  EXPECT_SAYS(r.err, "odd.gguf: its tokenizer");
+  EXPECT_SAYS(r.err, "\"gpt-9\"");
+  EXPECT_SAYS(r.err, "--tokenizer");
+  const Result with = quantize(folder / "odd.gguf", folder / "odd.mamba",
+                               {"--tokenizer", kTiny + "/tokenizer.json"});
+  EXPECT_EQ(with.status, 0);
+  EXPECT_EQ(with.err, "");
+}
+
+TEST(QuantizeGguf, FailuresLeaveNothing) {
+  const TemporaryFolder folder;
+  const std::string whole = read_bytes(source("tests/data/golden/gguf-mamba2-f32/model.gguf"));
+  ASSERT_GT(whole.size(), 100'000u);
+  write_bytes(folder / "cut.gguf", whole.substr(0, whole.size() / 2));
+  for (const std::vector<std::string>& options :
+       std::vector<std::vector<std::string>>{{}, {"--to", "gguf"}}) {
+    const Result r = quantize(folder / "cut.gguf", folder / "out", options);
+    EXPECT_EQ(r.status, 1);
+    EXPECT_SAYS(r.err, "cut.gguf: tensor ");
+    EXPECT_EQ(folder.files(), 1u);
+  }
+  const Result refused =
+      quantize(source("tests/data/golden/mamba1-ss-layernorm"), folder / "out", {"--to", "gguf"});
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_SAYS(refused.err, "LayerNorm");
+  EXPECT_EQ(folder.files(), 1u);
+}
+
 // A checkpoint of 320 MB of zeros, most of which the file system does not even store: memory does
 // not follow its size.
 TEST(Quantize, MemoryDoesNotFollowTheCheckpoint) {
@@ -223,7 +324,13 @@ TEST(Quantize, MemoryDoesNotFollowTheCheckpoint) {
   fs::resize_file(weights, 8 + n + bytes);
   ASSERT_GT(bytes, 300'000'000u);
 
-  for (const char* type : {"int8", "fp32"}) {
+  // To a container, to GGUF, and from the GGUF file that this makes.
+  const std::vector<std::vector<std::string>> runs = {
+      {folder / "checkpoint", folder / "model.mamba", "--type", "int8"},
+      {folder / "checkpoint", folder / "model.mamba", "--type", "fp32"},
+      {folder / "checkpoint", folder / "q8_0.gguf", "--type", "q8_0", "--to", "gguf"},
+      {folder / "q8_0.gguf", folder / "model.mamba", "--type", "int8"}};
+  for (const std::vector<std::string>& words : runs) {
     const pid_t child = fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
@@ -231,16 +338,11 @@ TEST(Quantize, MemoryDoesNotFollowTheCheckpoint) {
       dup2(quiet, 1);
       dup2(quiet, 2);
       Invocation run;
-      run.arguments = {"mamba-quantize",
-                       folder / "checkpoint",
-                       "-o",
-                       folder / "model.mamba",
-                       "-t",
-                       "2",
-                       "--type",
-                       type,
-                       "--zstd-level",
-                       "1"};
+      run.arguments = {"mamba-quantize", words[0], "-o", words[1], "-t", "2"};
+      run.arguments.insert(run.arguments.end(), words.begin() + 2, words.end());
+      if (words.back() != "gguf") {
+        run.arguments.insert(run.arguments.end(), {"--zstd-level", "1"});
+      }
       become(run);
     }
     int status = 0;
@@ -249,8 +351,8 @@ TEST(Quantize, MemoryDoesNotFollowTheCheckpoint) {
     EXPECT_EQ(exit_status(status), 0);
     // A panel is 4 MiB as it is read, as much packed and compressed at worst; 2 threads have 4 of
     // them in flight.
-    EXPECT_LT(usage.ru_maxrss, 100L << 10) << type;
-    std::printf("%s from %.0f MB: peak memory %.1f MiB\n", type, static_cast<double>(bytes) / 1e6,
+    EXPECT_LT(usage.ru_maxrss, 100L << 10) << comma_separated(words);
+    std::printf("%s: peak memory %.1f MiB\n", comma_separated(words).c_str(),
                 static_cast<double>(usage.ru_maxrss) / 1024);
   }
 }
