@@ -32,8 +32,8 @@ std::string recipe(const convert::Options& o) {
 }
 
 // Options that a GGUF file has no place for.
-constexpr const char* kContainerOnly[] = {"--group-size", "--gated-norm", "--zstd-level",
-                                          "--store"};
+constexpr const char* kContainerOnly[] = {"--group-size", "--vocabulary-group-size", "--gated-norm",
+                                          "--zstd-level", "--store"};
 
 convert::DType parse_gguf_type(const std::string& flag, const std::string& value) {
   std::string known;
@@ -146,9 +146,8 @@ void show(const convert::Options& o, const convert::Report& report, bool json, b
 
 int run(int argc, char** argv) {
   CLI::App app{
-      "Converts a Mamba checkpoint, as published or in GGUF, into one file that mamba-edge runs; "
-      "or, "
-      "with --to gguf, into one that llama.cpp runs.",
+      "Converts a Mamba checkpoint, as published or in GGUF, into one file that mamba-edge runs, "
+      "or into GGUF for llama.cpp.",
       "mamba-quantize"};
   std::string input, output, type = "int8", embedding_type, head_type, gated_norm = "auto",
                              tokenizer, to = "container";

@@ -123,6 +123,7 @@ TEST(Quantize, WrongUsageIsStatus2) {
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--head-type", ""},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--store"},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--group-size", "32"},
+           {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--vocabulary-group-size", "32"},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--zstd-level", "3"},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--gated-norm", "whole"},
            {"mamba-quantize", kSmall, "-o", out, "--nonsense"}}) {
