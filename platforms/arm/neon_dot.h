@@ -65,14 +65,14 @@ struct NeonDot : NeonIsa {
     unpack_part<NeonBytes, kType, kPart>(unit + 16 * r, bytes);
     int8x16_t steps[kPartSteps];
     ME_UNROLL
-    for (int k = 0; k < kPartSteps; ++k) steps[k] = vreinterpretq_s8_u8(bytes[k]);
+    for (size_t k = 0; k < kPartSteps; ++k) steps[k] = vreinterpretq_s8_u8(bytes[k]);
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       const int8x16_t a = step(q[t] + i);
       int16x8_t low = vmull_s8(vget_low_s8(steps[0]), vget_low_s8(a));
       int16x8_t high = vmull_high_s8(steps[0], a);
       ME_UNROLL
-      for (int k = 1; k < kPartSteps; ++k) {
+      for (size_t k = 1; k < kPartSteps; ++k) {
         const int8x16_t b = step(q[t] + i + kStepInputs * k);
         low = vmlal_s8(low, vget_low_s8(steps[k]), vget_low_s8(b));
         high = vmlal_high_s8(high, steps[k], b);

@@ -51,10 +51,12 @@ ME_INLINE typename R::Reg plane_step(const typename R::Reg* low, typename R::Reg
 template <typename R, WeightType kType, int kPart>
 ME_INLINE void unpack_part(const uint8_t* at, typename R::Reg (&steps)[kPartSteps]) {
   constexpr TypeProperties kProperties = Planes<kType>::kProperties;
-  constexpr int kLowLines = kPartSteps * kProperties.low / 8;
+  constexpr size_t kLowLines = kPartSteps * kProperties.low / 8;
   typename R::Reg low[kLowLines];
   ME_UNROLL
-  for (int i = 0; i < kLowLines; ++i) low[i] = R::load(at + (kPart * kLowLines + i) * kLineBytes);
+  for (size_t i = 0; i < kLowLines; ++i) {
+    low[i] = R::load(at + (kPart * kLowLines + i) * kLineBytes);
+  }
   typename R::Reg high = low[0];
   if constexpr (kProperties.high > 0) high = R::load(at + kProperties.low_lines() * kLineBytes);
   if constexpr (kType == WeightType::int3) {

@@ -81,7 +81,7 @@ struct X86Dot {
       if constexpr (R::kByteMultiply) {
         Reg s[kPartSteps];
         ME_UNROLL
-        for (int k = 0; k < kPartSteps; ++k)
+        for (size_t k = 0; k < kPartSteps; ++k)
           s[k] = R::madd_bytes(steps[k], R::set(load_step(q[t] + i + kStepInputs * k)));
         const Reg first = R::add16(s[0], s[1]), second = R::add16(s[2], s[3]);
         if constexpr (kBits <= 5) {
@@ -91,7 +91,7 @@ struct X86Dot {
         }
       } else {
         ME_UNROLL
-        for (int k = 0; k < kPartSteps; ++k) {
+        for (size_t k = 0; k < kPartSteps; ++k) {
           const Reg a = R::set(load_step(q[t] + i + kStepInputs * k));
           const Reg a_even = R::template shift_right_signed<8>(R::template shift_left<8>(a));
           const Reg a_odd = R::template shift_right_signed<8>(a);

@@ -145,7 +145,7 @@ struct VnniDot {
       Reg steps[kPartSteps];
       unpack_part<R, kType, kPart>(unit + r * kRegBytes, steps);
       ME_UNROLL
-      for (int step = 0; step < kPartSteps; ++step) {
+      for (size_t step = 0; step < kPartSteps; ++step) {
         ME_UNROLL
         for (int t = 0; t < T; ++t) {
           Reg& sum = acc[step % kSums][t][r];

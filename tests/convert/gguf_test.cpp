@@ -189,7 +189,7 @@ TEST(Gguf, EveryDamagedByteOfTheHeader) {
   size_t refused = 0;
   for (size_t i = 0; i < header; ++i) {
     std::string damaged = whole;
-    damaged[i] = static_cast<char>(damaged[i] ^ (1 + random() % 255));
+    damaged[i] = static_cast<char>(static_cast<uint8_t>(damaged[i]) ^ (1 + random() % 255));
     refused += !refusal(folder, damaged).empty();
   }
   EXPECT_GT(refused,

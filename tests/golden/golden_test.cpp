@@ -245,7 +245,7 @@ TEST_P(Golden, ChunksAndBatchesOnEveryTable) {
       EXPECT_TRUE(same_bits(all_logits(model8, engine8, chunk, tokens)))
           << engine.isa << ", chunk " << chunk;
     }
-    for (const size_t batch : {1, 3, 8}) {
+    for (const size_t batch : {size_t{1}, size_t{3}, size_t{8}}) {
       EXPECT_LE(worst_row(batch_logits(model, engine, batch, tokens), expected), 1e-4)
           << engine.isa << ", batch " << batch;
       EXPECT_TRUE(same_bits(batch_logits(model8, engine8, batch, tokens)))
