@@ -253,7 +253,11 @@ struct Kernels {
     return type == WeightType::int8 || type == WeightType::int4;
   }
   template <WeightType kType>
-  static constexpr int kTokens = is_common(kType) || Isa::kIntTokens < 4 ? Isa::kIntTokens : 4;
+  static constexpr int kTokens = [] {
+    int n = Isa::kIntTokens;
+    if (!is_common(kType) && n > 4) n = 4;
+    return n;
+  }();
 
   // Row blocks that are taken together with the largest number of tokens.
   template <WeightType kType>
