@@ -138,7 +138,7 @@ uint64_t ContainerWriter::end_tensor() {
   return offset_ - tensor_start_;
 }
 
-uint64_t ContainerWriter::finish() {
+uint64_t ContainerWriter::complete() {
   Bytes names, directory;
   for (const Entry& t : tensors_) names.put(t.name);
   directory.put(static_cast<uint32_t>(sections_.size()))
@@ -189,9 +189,7 @@ uint64_t ContainerWriter::finish() {
   while (header.data().size() < kHeaderBytes - 8) header.put(uint8_t{0});
   header.put(xxh64(header.data().data(), header.data().size()));
   file_.write_at(0, header.data().data(), header.data().size());
-  const uint64_t bytes = offset_;
-  file_.publish();
-  return bytes;
+  return offset_;
 }
 
 }  // namespace mamba_edge::convert

@@ -1,5 +1,5 @@
 // Writes a container (engine/container.h, docs/format.md) front to back, in one pass, under no name
-// until it is complete: see convert/output_file.h. Bytes depend only on what is written. Throws Error.
+// until publish(): see convert/output_file.h. Bytes depend only on what is written. Throws Error.
 #pragma once
 
 #include <cstddef>
@@ -43,8 +43,15 @@ class ContainerWriter {
   // Returns the bytes that the tensor takes in the file.
   uint64_t end_tensor();
 
-  // Writes directory and header, syncs, and gives the file its name. Returns its size.
-  uint64_t finish();
+  // Writes directory and header; the file is complete, but has no name yet. Returns its size.
+  uint64_t complete();
+  // Syncs the complete file and gives it its name.
+  void publish();
+  uint64_t finish() {
+    const uint64_t bytes = complete();
+    publish();
+    return bytes;
+  }
 
  private:
   struct Entry {

@@ -1,59 +1,34 @@
 #include "convert/pipeline.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <exception>
-#include <mutex>
 #include <system_error>
-#include <thread>
 
+#include "convert/calibrate.h"
 #include "convert/checkpoint.h"
 #include "convert/container_writer.h"
 #include "convert/error.h"
 #include "convert/find_tokenizer.h"
 #include "convert/gguf_model.h"
 #include "convert/hf_config.h"
+#include "convert/importance.h"
 #include "convert/names.h"
 #include "convert/packing.h"
+#include "convert/parallel.h"
+#include "convert/type_choice.h"
 #include "engine/container.h"
 #include "engine/tensors.h"
 #include "engine/xxh64.h"
+#include "quant/feedback.h"
 
 namespace mamba_edge::convert {
 namespace {
 
 constexpr size_t kPanelFloats = 1u << 20;  // elements of a panel
 constexpr size_t kFrameBytes = 1u << 20;   // raw bytes of a compressed frame
-
-// Calls work(i) for i in [0, n) on `threads` threads; rethrows the first exception.
-void parallel_for(int threads, size_t n, const std::function<void(size_t)>& work) {
-  std::atomic<size_t> next{0};
-  std::exception_ptr failure;
-  std::mutex mutex;
-  const auto run = [&] {
-    for (size_t i; (i = next.fetch_add(1)) < n;) {
-      try {
-        work(i);
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!failure) failure = std::current_exception();
-        next = n;
-      }
-    }
-  };
-  std::vector<std::thread> helpers;
-  try {
-    for (int t = 1; t < threads && static_cast<size_t>(t) < n; ++t) helpers.emplace_back(run);
-  } catch (const std::system_error&) {
-    // The system gives no more threads; those that there are do the work.
-  }
-  run();
-  for (std::thread& helper : helpers) helper.join();
-  if (failure) std::rethrow_exception(failure);
-}
+constexpr size_t kSampledBlocks = 16;      // of 16 rows, by which types of a matrix are judged
 
 // One published tensor, read in packed order.
 class Source {
@@ -142,18 +117,19 @@ class Converter {
     add_tokenizer();
 
     spare_inputs();
-    writer_.emplace(o_.output, o_.zstd_level, o_.store);
-    const ModelConfig& config = report_.config;
-    const uint32_t n = tensor_count(config);
-    for (uint32_t i = 0; i < n; ++i) {
-      const TensorSpec spec = tensor_spec(config, i);
-      total_elements_ += double{1} * spec.rows * spec.cols;
+    open_sources(names);
+    calibrate_matrices();
+    if (o_.choose_types) {
+      write_best();
+    } else {
+      for (uint32_t i = 0; i < tensor_count(report_.config); ++i) {
+        const TensorSpec spec = tensor_spec(report_.config, i);
+        chosen_.push_back({type_of(spec), group_of(spec, type_of(spec))});
+      }
+      write_file();
     }
-    for (uint32_t i = 0; i < n; ++i) pack(tensor_spec(config, i), *names.tensors[i].source);
-    write_sections();
-    report_.output_bytes = writer_->finish();
+    writer_->publish();
     for (const SourceFile& file : checkpoint_->files()) report_.input_bytes += file.size;
-    report_.bits_per_weight = matrix_elements_ == 0 ? 0 : 8 * matrix_bytes_ / matrix_elements_;
     report_.seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return std::move(report_);
@@ -182,7 +158,8 @@ class Converter {
   // The output would take the place of what it is made from.
   void spare_inputs() const {
     std::vector<std::filesystem::path> inputs = {report_.config_file, o_.tokenizer,
-                                                 checkpoint_->folder() / "tokenizer.json"};
+                                                 checkpoint_->folder() / "tokenizer.json",
+                                                 o_.calibration, o_.importance};
     for (const SourceFile& file : checkpoint_->files()) inputs.push_back(file.path);
     for (const std::filesystem::path& input : inputs) {
       std::error_code ignored;
@@ -192,9 +169,202 @@ class Converter {
     }
   }
 
+  // Everything, under the types that have been chosen; the file is complete but has no name yet.
+  void write_file() {
+    const ModelConfig& config = report_.config;
+    const uint32_t n = tensor_count(config);
+    writer_.reset();
+    writer_ = std::make_unique<ContainerWriter>(o_.output, o_.zstd_level, o_.store);
+    report_.tensors.clear();
+    report_.packed_bytes = 0;
+    report_.n_parameters = 0;
+    hash_ = {};
+    total_elements_ = done_elements_ = matrix_bytes_ = matrix_elements_ = 0;
+    for (uint32_t i = 0; i < n; ++i) {
+      const TensorSpec spec = tensor_spec(config, i);
+      total_elements_ += double{1} * spec.rows * spec.cols;
+    }
+    for (uint32_t i = 0; i < n; ++i) pack(i);
+    write_sections();
+    report_.output_bytes = writer_->complete();
+    report_.bits_per_weight = matrix_elements_ == 0 ? 0 : 8 * matrix_bytes_ / matrix_elements_;
+  }
+
+  // ---- a type for every matrix
+
+  // What a matrix may become.
+  std::vector<Alternative> alternatives(const TensorSpec& spec) const {
+    std::optional<WeightType> only;
+    if (spec.role == TensorRole::head ||
+        (spec.role == TensorRole::embedding && o_.head_type && report_.config.tied != 0)) {
+      only = o_.head_type;
+    } else if (spec.role == TensorRole::embedding) {
+      only = o_.embedding_type;
+    }
+    std::vector<Alternative> list;
+    const auto add = [&](WeightType type, uint32_t group) {
+      if (!only || type == *only) list.push_back({type, group});
+    };
+    for (const WeightType type : kQuantisedTypes) add(type, group_of(spec, type));
+    if (!asked_group(spec)) {
+      for (const uint32_t group : {64u, 32u, 16u}) {
+        if (group < group_of(spec, WeightType::int8)) add(WeightType::int8, group);
+      }
+    }
+    add(WeightType::f16, group_of(spec, WeightType::int16));
+    add(WeightType::f32, 1);
+    return list;
+  }
+
+  // Rounds some of a matrix' rows in every way, to see what that costs and loses.
+  void try_alternatives(uint32_t index, std::vector<Alternative>* list) const {
+    const TensorSpec spec = tensor_spec(report_.config, index);
+    const bool calibrated = importance_ && importance_->has_moment(index);
+    const SecondMoment moment = calibrated ? importance_->moment(index) : SecondMoment();
+    std::optional<FeedbackPlan> plan;
+    const size_t blocks = (spec.rows + kTileRows - 1) / kTileRows;
+    const size_t sampled = std::min(blocks, kSampledBlocks);
+    const double factor = static_cast<double>(blocks) / static_cast<double>(sampled);
+    for (Alternative& a : *list) {
+      const MatrixShape shape = shape_of(spec, a);
+      const bool feedback = calibrated && is_quantised(a.type);
+      if (feedback && !(plan && plan->fits(shape))) {
+        plan.emplace(parallel(), moment, shape, damping(report_.config, spec.role));
+      }
+      std::vector<std::vector<uint8_t>> packed(sampled);
+      std::vector<EncodeError> errors(sampled);
+      std::vector<double> output_errors(sampled);
+      parallel_for(o_.threads, sampled, [&](size_t i) {
+        const size_t first = i * blocks / sampled * kTileRows;
+        std::vector<float> rows(size_t{kTileRows} * shape.cols);
+        sources_[index]->read(first, first + kTileRows, rows.data(), shape.cols);
+        float largest = 0;
+        for (float& v : rows) {
+          v = std::isfinite(v) ? v : 0.0f;
+          largest = std::max(largest, std::fabs(v));
+        }
+        const float scale = matrix_scale(a.type, largest);
+        if (shape.rotation != 0) rotate_weights(shape.rotation, rows.data(), rows.size());
+        packed[i].resize(shape.row_block_bytes());
+        errors[i] =
+            feedback ? encode_row_block_with_feedback(shape, scale, *plan, rows.data(), shape.cols,
+                                                      packed[i].data(), &output_errors[i])
+                     : encode_row_block(shape, scale, rows.data(), shape.cols, packed[i].data());
+      });
+      EncodeError error;
+      double output_error = 0;
+      std::vector<uint8_t> sample;
+      for (size_t i = 0; i < sampled; ++i) {
+        error.add(errors[i]);
+        output_error += output_errors[i];
+        sample.insert(sample.end(), packed[i].begin(), packed[i].end());
+      }
+      a.bytes = static_cast<double>(shape.bytes());
+      if (o_.target_bytes && !o_.store) {
+        double compressed = 0;
+        for (const Compressed& c : compress(sample)) {
+          compressed += static_cast<double>(c.frame.size());
+        }
+        a.bytes *= compressed / static_cast<double>(sample.size());
+      }
+      // Between 16 bits and 32 there is nothing left to measure.
+      if (!is_quantised(a.type)) continue;
+      if (importance_ && importance_->sensitivities().contains(index)) {
+        const Sensitivity& s = importance_->sensitivities().at(index);
+        const double measure = calibrated ? output_error : error.sum_square_errors;
+        if (s.output_error > 0) a.loss = s.divergence / s.output_error * measure * factor;
+      } else {
+        a.loss =
+            guessed_loss(report_.config, spec.role) * error.relative_rms() * error.relative_rms();
+      }
+    }
+  }
+
+  void write_best() {
+    const uint32_t n = tensor_count(report_.config);
+    TypeChoice choice;
+    double elements = 0, others = 0;
+    chosen_.assign(n, {WeightType::f32, 1});
+    for (uint32_t i = 0; i < n; ++i) {
+      const TensorSpec spec = tensor_spec(report_.config, i);
+      if (spec.quantisable) {
+        std::vector<Alternative> list = alternatives(spec);
+        try_alternatives(i, &list);
+        choice.add(i, std::move(list));
+        elements += static_cast<double>(sources_[i]->info().elements());
+      } else {
+        others += static_cast<double>(shape_of(spec, chosen_[i]).bytes());
+      }
+      if (o_.progress) o_.progress("choosing types", (i + 1.0) / n);
+    }
+    report_.allocation.emplace();
+    report_.allocation->measured = importance_ && !importance_->sensitivities().empty();
+    const auto write = [&] {
+      choice.fill(&chosen_);
+      write_file();
+      for (uint32_t i = 0; i < n; ++i) report_.tensors[i].predicted_loss = chosen_[i].loss;
+    };
+    if (o_.target_bits) {
+      if (!choice.choose(*o_.target_bits * elements / 8)) {
+        char text[128];
+        std::snprintf(text, sizeof text,
+                      ": cannot be packed in %.4g bits per weight; the fewest are %.4g",
+                      *o_.target_bits, 8 * choice.smallest() / elements);
+        throw Error(o_.input.string() + text);
+      }
+      write();
+      report_.allocation->chosen = {choice.bytes(), choice.loss()};
+      report_.allocation->curve = choice.curve(0);
+      return;
+    }
+
+    // Compressed sizes are estimates until a file has been written; what one attempt shows serves the
+    // next. The first one takes for the rest of the file what is certainly enough.
+    const auto target = static_cast<double>(*o_.target_bytes);
+    double rest = others + static_cast<double>(tokenizer_.size()) + 65536;
+    double margin = 0;
+    std::unique_ptr<ContainerWriter> best;
+    Report best_report;
+    constexpr int kAttempts = 6;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      const bool fits = choice.choose(target - rest - margin);
+      if (!fits && attempt > 0) break;
+      if (!fits) choice.choose(choice.smallest());
+      write();
+      const auto bytes = static_cast<double>(report_.output_bytes);
+      double matrices = 0;
+      for (uint32_t i = 0; i < n; ++i) {
+        if (!tensor_spec(report_.config, i).quantisable) continue;
+        const auto stored = static_cast<double>(report_.tensors[i].stored_bytes);
+        matrices += stored;
+        choice.correct(i, stored);
+      }
+      rest = bytes - matrices;
+      if (bytes > target) {
+        margin += bytes - target;
+      } else if (!best || report_.output_bytes > best_report.output_bytes) {
+        report_.allocation->chosen = {bytes, choice.loss()};
+        best_report = report_;
+        best = std::move(writer_);
+        if (bytes > target * 0.999) break;
+      } else {
+        break;
+      }
+    }
+    if (!best) {
+      choice.choose(choice.smallest());
+      write();
+      throw Error(o_.input.string() + ": cannot be packed in " + std::to_string(*o_.target_bytes) +
+                  " bytes; the smallest file has " + std::to_string(report_.output_bytes));
+    }
+    writer_ = std::move(best);
+    report_ = std::move(best_report);
+    report_.allocation->curve = choice.curve(rest);
+  }
+
   void choose_types() {
-    embedding_type_ = o_.embedding_type.value_or(o_.type);
-    head_type_ = o_.head_type.value_or(o_.type);
+    embedding_type_ = o_.embedding_type.value_or(vocabulary_type(o_.type));
+    head_type_ = o_.head_type.value_or(vocabulary_type(o_.type));
     if (report_.config.tied == 0) return;
     // One matrix serves as both: whichever was asked for is its type.
     if (o_.embedding_type && o_.head_type && *o_.embedding_type != *o_.head_type) {
@@ -216,6 +386,18 @@ class Converter {
     return o_.type;
   }
 
+  std::optional<uint32_t> asked_group(const TensorSpec& spec) const {
+    if (is_vocabulary(spec.role)) return o_.vocabulary_group_size;
+    return o_.group_size;
+  }
+  uint32_t group_of(const TensorSpec& spec, WeightType type) const {
+    return asked_group(spec).value_or(default_group(type, spec.role));
+  }
+  // The engine looks rows of the embedding up, and gives the head activations of 16 bits.
+  MatrixShape shape_of(const TensorSpec& spec, const Alternative& a) const {
+    return matrix_shape(a.type, spec.rows, spec.cols, a.group, !is_vocabulary(spec.role));
+  }
+
   void add_tokenizer() {
     FoundTokenizer found = find_tokenizer(*checkpoint_, o_.tokenizer, &report_.config);
     report_.has_tokenizer = !found.blob.empty();
@@ -223,9 +405,126 @@ class Converter {
     tokenizer_ = std::move(found.blob);
   }
 
+  void open_sources(const NamedTensors& names) {
+    for (uint32_t i = 0; i < tensor_count(report_.config); ++i) {
+      sources_.push_back(std::make_unique<Source>(*checkpoint_, *names.tensors[i].source,
+                                                  report_.config, tensor_spec(report_.config, i),
+                                                  a_is_folded_));
+    }
+  }
+
+  ParallelFor parallel() const {
+    return [this](size_t n, const std::function<void(size_t)>& work) {
+      parallel_for(o_.threads, n, work);
+    };
+  }
+
+  // Config and weights, so that what was learned of one model is not used for another.
+  uint64_t model_hash() const {
+    const ModelConfig& config = report_.config;
+    Xxh64 hash;
+    uint8_t bytes[8 * kConfigKeys];
+    hash.update(bytes, encode_config(config, bytes));
+    for (uint32_t i = 0; i < tensor_count(config); ++i) {
+      const TensorSpec spec = tensor_spec(config, i);
+      const size_t rows = std::max<size_t>(1, kPanelFloats / spec.cols);
+      const size_t panels = (spec.rows + rows - 1) / rows;
+      std::vector<uint64_t> hashes(panels);
+      parallel_for(o_.threads, panels, [&](size_t p) {
+        const size_t begin = p * rows, end = std::min<size_t>(begin + rows, spec.rows);
+        std::vector<float> values((end - begin) * spec.cols);
+        sources_[i]->read(begin, end, values.data(), spec.cols);
+        hashes[p] = xxh64(values.data(), values.size() * sizeof(float));
+        if (!all_finite(values.data(), values.size())) {
+          refuse_nonfinite(sources_[i]->info(), values.data(), values.size());
+        }
+      });
+      hash.update(hashes.data(), hashes.size() * sizeof(uint64_t));
+    }
+    return hash.digest();
+  }
+
+  // Windows of the calibration text, spread evenly over it.
+  std::vector<int32_t> calibration_tokens() const {
+    const std::string name = o_.calibration.string();
+    if (tokenizer_.empty()) {
+      throw Error(name + ": calibration needs a tokenizer, and there is none beside " +
+                  o_.input.string() + "; give one with --tokenizer PATH");
+    }
+    const File file(o_.calibration);
+    const std::string text = file.read_string(0, file.size());
+    Tokenizer tokenizer;
+    const Status opened = Tokenizer::open(tokenizer_, &tokenizer);
+    if (!opened.ok()) throw Error(name + ": " + opened.message());
+    std::vector<std::byte> scratch(tokenizer.scratch_bytes(text.size()));
+    std::vector<int32_t> ids(text.size() + 1);
+    size_t n = 0;
+    const Status encoded =
+        tokenizer.encode(text, MAMBA_EDGE_NO_TEMPLATE, scratch, ids.data(), ids.size(), &n);
+    if (!encoded.ok()) throw Error(name + ": " + encoded.message());
+    if (n < kFewestCalibrationTokens) {
+      throw Error(name + ": the text has " + std::to_string(n) +
+                  " tokens; calibration needs at least " +
+                  std::to_string(kFewestCalibrationTokens) + ", better " +
+                  std::to_string(kCalibrationTokens));
+    }
+    const size_t windows = std::min(n, o_.calibration_tokens) / kCalibrationWindow;
+    std::vector<int32_t> tokens;
+    for (size_t w = 0; w < windows; ++w) {
+      const size_t begin = windows == 1 ? 0 : (n - kCalibrationWindow) * w / (windows - 1);
+      tokens.insert(tokens.end(), ids.begin() + static_cast<ptrdiff_t>(begin),
+                    ids.begin() + static_cast<ptrdiff_t>(begin + kCalibrationWindow));
+    }
+    return tokens;
+  }
+
+  void calibrate_matrices() {
+    if (o_.calibration.empty() && o_.importance.empty()) return;
+    const std::string name = o_.importance.string();
+    if (o_.calibration.empty() && !std::filesystem::exists(o_.importance)) {
+      throw Error(name + ": no such importance file; --calibration TEXT makes one");
+    }
+    importance_.emplace(o_.importance, o_.output);
+    std::vector<int32_t> tokens;
+    if (!o_.calibration.empty()) tokens = calibration_tokens();
+    ImportanceKey key;
+    key.model = model_hash();
+    if (importance_->key() && importance_->key()->model != key.model) {
+      throw Error(name + ": belongs to another model than " + o_.input.string() +
+                  " (or to another version of it); calibrate this one with another file");
+    }
+    if (o_.calibration.empty()) {
+      if (!is_calibrated(report_.config, o_.choose_types, *importance_)) {
+        throw Error(name + ": holds no complete calibration; give the text with --calibration");
+      }
+      return;
+    }
+    Calibration c;
+    c.config = &report_.config;
+    c.tokens = std::move(tokens);
+    key.text = xxh64(c.tokens.data(), c.tokens.size() * sizeof(int32_t));
+    key.tokens = c.tokens.size();
+    if (!importance_->key()) {
+      importance_->begin(key);
+    } else if (importance_->key()->text != key.text) {
+      throw Error(
+          name + ": was made from another text than " + o_.calibration.string() +
+          ", or another number of its tokens; use another file, or leave --calibration out");
+    }
+    c.read = [this](uint32_t tensor, size_t begin, size_t end, float* out, size_t stride) {
+      sources_[tensor]->read(begin, end, out, stride);
+    };
+    c.make_forward = o_.make_forward;
+    c.window = kCalibrationWindow;
+    c.threads = o_.threads;
+    c.sensitivities = o_.choose_types;
+    if (o_.progress) c.progress = [this](double done) { o_.progress("calibrating", done); };
+    calibrate(c, &*importance_);
+  }
+
   void add_progress(double elements) {
     done_elements_ += elements;
-    if (o_.progress) o_.progress(std::min(1.0, done_elements_ / total_elements_));
+    if (o_.progress) o_.progress("converting", std::min(1.0, done_elements_ / total_elements_));
   }
 
   [[noreturn]] void refuse_nonfinite(const TensorInfo& info, const float* values, size_t n) const {
@@ -263,21 +562,23 @@ class Converter {
     return result;
   }
 
-  void pack(const TensorSpec& spec, const TensorInfo& info) {
-    const Source source(*checkpoint_, info, report_.config, spec, a_is_folded_);
+  void pack(uint32_t index) {
+    const TensorSpec spec = tensor_spec(report_.config, index);
+    const Source& source = *sources_[index];
     TensorReport entry;
     char name[40];
     tensor_name(spec.role, spec.layer, name);
     entry.name = name;
     entry.rows = spec.rows;
     entry.cols = spec.cols;
+    entry.quantisable = spec.quantisable;
     if (spec.is_matrix) {
-      pack_matrix(spec, source, &entry);
+      pack_matrix(index, spec, source, &entry);
     } else {
       pack_vector(spec, source, &entry);
     }
     report_.packed_bytes += entry.raw_bytes;
-    report_.n_parameters += info.elements();
+    report_.n_parameters += source.info().elements();
     report_.tensors.push_back(std::move(entry));
   }
 
@@ -308,7 +609,8 @@ class Converter {
 
   void append(std::span<const uint8_t> raw) { writer_->append(raw, compress(raw)); }
 
-  void pack_matrix(const TensorSpec& spec, const Source& source, TensorReport* entry) {
+  void pack_matrix(uint32_t index, const TensorSpec& spec, const Source& source,
+                   TensorReport* entry) {
     const size_t blocks = (spec.rows + kTileRows - 1) / kTileRows;
     // Panels are cut by what the matrix would take in float32, so that they do not depend on its
     // type.
@@ -337,7 +639,7 @@ class Converter {
       nonfinite |= s.nonfinite;
       half &= s.half_significands;
     }
-    WeightType type = type_of(spec);
+    WeightType type = chosen_[index].type;
     // 16 bits hold more of a weight as integers in groups than as binary16, unless that is exact
     // already.
     if (type == WeightType::f16 && !half && !nonfinite) type = WeightType::int16;
@@ -345,13 +647,15 @@ class Converter {
       report_.warnings.push_back(source.info().name + " holds NaN or infinities, which " +
                                  type_name(type) + " cannot express; they become 0");
     }
-    // The engine looks rows of the embedding up, and gives the head activations of 16 bits.
-    const bool vocabulary = is_vocabulary(spec.role);
-    const uint32_t group = (vocabulary ? o_.vocabulary_group_size : o_.group_size)
-                               .value_or(default_group(type, spec.role));
-    const MatrixShape shape = matrix_shape(type, spec.rows, spec.cols, group, !vocabulary);
+    const MatrixShape shape = shape_of(spec, {type, chosen_[index].group});
     const size_t block_bytes = shape.row_block_bytes();
     const float scale = matrix_scale(type, max_abs);
+
+    std::optional<FeedbackPlan> plan;
+    if (importance_ && importance_->has_moment(index) && is_quantised(type)) {
+      plan.emplace(parallel(), importance_->moment(index), shape,
+                   damping(report_.config, spec.role));
+    }
 
     // Second pass: encode and compress a few panels at a time, write them in order.
     writer_->begin_tensor(entry->name, true, shape, spec.cols, scale);
@@ -359,6 +663,7 @@ class Converter {
       std::vector<uint8_t> raw;
       std::vector<Compressed> frames;
       EncodeError error;
+      double output_error = 0;
     };
     const size_t batch = static_cast<size_t>(o_.threads) * 2;
     for (size_t first = 0; first < panels; first += batch) {
@@ -372,14 +677,19 @@ class Converter {
         Panel& panel = work[i];
         panel.raw.resize(panel_blocks(first + i) * block_bytes);
         for (size_t b = 0; b < panel_blocks(first + i); ++b) {
-          panel.error.add(encode_row_block(shape, scale, values.data() + b * kTileRows * shape.cols,
-                                           shape.cols, panel.raw.data() + b * block_bytes));
+          const float* rows = values.data() + b * kTileRows * shape.cols;
+          uint8_t* out = panel.raw.data() + b * block_bytes;
+          panel.error.add(plan
+                              ? encode_row_block_with_feedback(shape, scale, *plan, rows,
+                                                               shape.cols, out, &panel.output_error)
+                              : encode_row_block(shape, scale, rows, shape.cols, out));
         }
         panel.frames = compress(panel.raw);
       });
       for (size_t i = 0; i < work.size(); ++i) {
         writer_->append(work[i].raw, work[i].frames);
         entry->error.add(work[i].error);
+        entry->output_error += work[i].output_error;
         add_progress(double{kTileRows} * static_cast<double>(panel_blocks(first + i)) * spec.cols);
       }
     }
@@ -416,13 +726,21 @@ class Converter {
     std::snprintf(hash, sizeof hash, "%016llx", static_cast<unsigned long long>(hash_.digest()));
     put("source.xxh64", hash);  // of the float32 values, in packed order
     put("recipe", o_.recipe);
+    if (importance_) {
+      std::snprintf(hash, sizeof hash, "%016llx",
+                    static_cast<unsigned long long>(importance_->key()->text));
+      put("calibration", std::to_string(importance_->key()->tokens) + " tokens " + hash);
+    }
     writer_->add_section("PROV", false, provenance);
   }
 
   const Options& o_;
   Report report_;
   std::unique_ptr<Checkpoint> checkpoint_;
-  std::optional<ContainerWriter> writer_;
+  std::vector<std::unique_ptr<Source>> sources_;  // by tensor
+  std::optional<ImportanceFile> importance_;
+  std::vector<Alternative> chosen_;  // by tensor
+  std::unique_ptr<ContainerWriter> writer_;
   std::vector<uint8_t> tokenizer_;
   WeightType embedding_type_{}, head_type_{};
   bool a_is_folded_ = false;

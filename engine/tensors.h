@@ -85,6 +85,24 @@ constexpr uint32_t default_group(WeightType type, TensorRole role) {
   return role == TensorRole::in_proj || role == TensorRole::x_proj ? 128 : 64;
 }
 
+// The type of embedding and head where the other matrices have `type` and a user asks for nothing
+// else. They lose most, and below 6 bits one step up the ladder for them buys more than the same bytes
+// spent on anything else (docs/quantization.md).
+constexpr WeightType vocabulary_type(WeightType type) {
+  switch (type) {
+    case WeightType::int5:
+      return WeightType::int6;
+    case WeightType::int4:
+      return WeightType::int5;
+    case WeightType::int3:
+      return WeightType::int4;
+    case WeightType::int2:
+      return WeightType::int3;
+    default:
+      return type;
+  }
+}
+
 // Elements of the published tensor: without padding, D as the checkpoint has it.
 int64_t published_elements(const ModelConfig& config, const TensorSpec& spec);
 

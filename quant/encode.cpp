@@ -203,6 +203,50 @@ void rotate_weights(uint32_t rotation, float* values, size_t n) {
   }
 }
 
+CodeRange code_range(WeightType type) {
+  const int zero = properties(type).zero();
+  return {is_symmetric(type) ? 1 - zero : -zero, zero - 1};
+}
+
+std::vector<float> step_candidates(WeightType type) {
+  const TypeProperties& p = properties(type);
+  std::vector<float> divisors;
+  if (is_symmetric(type)) {
+    for (int i = 0; i < 8; ++i) {
+      divisors.push_back(static_cast<float>(code_range(type).high) /
+                         (1.0f + 0.004f * static_cast<float>(i)));
+    }
+    return divisors;
+  }
+  const StepSearch& search = p.bits >= 4 ? kManyLevels : kFewLevels;
+  for (const float sign : {-1.0f, 1.0f}) {
+    if (sign > 0 && !search.both_signs) break;
+    for (int i = search.last; i >= search.first; i -= 2) {
+      divisors.push_back(sign * static_cast<float>(i * p.zero()) /
+                         static_cast<float>(search.per_zero));
+    }
+  }
+  return divisors;
+}
+
+EncodeError encode_row_block_codes(const MatrixShape& shape, float scale, const float* rows,
+                                   size_t cols_stride, const int16_t* codes, const uint16_t* steps,
+                                   uint8_t* out) {
+  Accumulator total;
+  std::memset(out, 0, shape.row_block_bytes());
+  for (size_t i = 0; i < size_t{shape.groups()} * kTileRows; ++i) store_u16(out + 2 * i, steps[i]);
+  uint8_t* weights = out + shape.scale_bytes();
+  for (uint32_t col = 0; col < shape.cols; ++col) {
+    for (uint32_t lane = 0; lane < kTileRows; ++lane) {
+      const int16_t code = codes[size_t{col} * kTileRows + lane];
+      const float step = half_to_float(steps[size_t{col / shape.group} * kTileRows + lane]);
+      total.add(rows[lane * cols_stride + col], scale * step * static_cast<float>(code));
+      store_weight(shape.type, weights, lane, col, code);
+    }
+  }
+  return total.error;
+}
+
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
                              size_t cols_stride, uint8_t* out) {
   Accumulator total;

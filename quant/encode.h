@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "quant/blocks.h"
 
@@ -52,5 +53,21 @@ void rotate_weights(uint32_t rotation, float* values, size_t n);
 // the range.
 EncodeError encode_row_block(const MatrixShape& shape, float scale, const float* rows,
                              size_t cols_stride, uint8_t* out);
+
+// The integers that a grouped type holds.
+struct CodeRange {
+  int low = 0, high = 0;
+};
+CodeRange code_range(WeightType type);
+
+// Divisors d of a group's extreme value w: the scales w / d are worth trying for a type.
+std::vector<float> step_candidates(WeightType type);
+
+// Encodes 16 rows whose integers and scales have been chosen, for grouped types: value = scale *
+// step * code. `rows` as above, for the errors; codes [shape.cols][16] within code_range(); steps
+// binary16 [shape.groups()][16].
+EncodeError encode_row_block_codes(const MatrixShape& shape, float scale, const float* rows,
+                                   size_t cols_stride, const int16_t* codes, const uint16_t* steps,
+                                   uint8_t* out);
 
 }  // namespace mamba_edge

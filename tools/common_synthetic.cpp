@@ -170,8 +170,9 @@ void make_synthetic_model(const ModelConfig& config, WeightType type, uint32_t g
     // As mamba-quantize chooses.
     const bool keep = type == WeightType::f16 && spec.role == TensorRole::x_proj;
     const bool vocabulary = is_vocabulary(spec.role);
-    return matrix_shape(spec.quantisable && !keep ? type : WeightType::f32, spec.rows, spec.cols,
-                        group != 0 && !vocabulary ? group : default_group(type, spec.role),
+    const WeightType own = vocabulary ? vocabulary_type(type) : type;
+    return matrix_shape(spec.quantisable && !keep ? own : WeightType::f32, spec.rows, spec.cols,
+                        group != 0 && !vocabulary ? group : default_group(own, spec.role),
                         !vocabulary);
   };
   for (uint32_t i = 0; i < n; ++i) {

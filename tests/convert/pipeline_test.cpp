@@ -174,7 +174,7 @@ TEST_F(Pipeline, ReportAddsUp) {
   const Published p;
   options_.type = WeightType::int8;
   double progress = 0;
-  options_.progress = [&](double done) {
+  options_.progress = [&](const char*, double done) {
     EXPECT_GE(done, progress);
     progress = done;
   };
