@@ -46,7 +46,7 @@ class ContainerWriter {
   // Writes directory and header; the file is complete, but has no name yet. Returns its size.
   uint64_t complete();
   // Syncs the complete file and gives it its name.
-  void publish();
+  void publish() { file_.publish(); }
   uint64_t finish() {
     const uint64_t bytes = complete();
     publish();

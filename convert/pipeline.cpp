@@ -20,6 +20,7 @@
 #include "convert/type_choice.h"
 #include "engine/container.h"
 #include "engine/tensors.h"
+#include "engine/text/tokenizer.h"
 #include "engine/xxh64.h"
 #include "quant/feedback.h"
 
