@@ -38,7 +38,12 @@ ImportanceFile::ImportanceFile(const std::filesystem::path& path,
   }
   file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (file_ < 0) fail("cannot open");
-  read_records();
+  try {
+    read_records();
+  } catch (...) {
+    ::close(file_);  // a constructor that throws has no destructor
+    throw;
+  }
 }
 
 ImportanceFile::~ImportanceFile() {

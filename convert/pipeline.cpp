@@ -120,6 +120,7 @@ class Converter {
     spare_inputs();
     open_sources(names);
     calibrate_matrices();
+    first_warning_ = report_.warnings.size();
     if (o_.choose_types) {
       write_best();
     } else {
@@ -177,6 +178,7 @@ class Converter {
     writer_.reset();
     writer_ = std::make_unique<ContainerWriter>(o_.output, o_.zstd_level, o_.store);
     report_.tensors.clear();
+    report_.warnings.resize(first_warning_);
     report_.packed_bytes = 0;
     report_.n_parameters = 0;
     hash_ = {};
@@ -745,6 +747,7 @@ class Converter {
   std::vector<uint8_t> tokenizer_;
   WeightType embedding_type_{}, head_type_{};
   bool a_is_folded_ = false;
+  size_t first_warning_ = 0;  // of those that writing the file may add
   Xxh64 hash_;
   double total_elements_ = 0, done_elements_ = 0;
   double matrix_bytes_ = 0, matrix_elements_ = 0;
