@@ -21,6 +21,7 @@
 #include "convert/hf_config.h"
 #include "convert/names.h"
 #include "convert/output_file.h"
+#include "convert/vocabulary_types.h"
 #include "engine/little_endian.h"
 #include "engine/tensors.h"
 #include "quant/half.h"
@@ -255,16 +256,9 @@ class Exporter {
   }
 
   void choose_types() {
-    embedding_type_ = o_.embedding_type.value_or(o_.type);
-    head_type_ = o_.head_type.value_or(o_.type);
-    if (report_.config.tied == 0) return;
-    if (o_.embedding_type && o_.head_type && *o_.embedding_type != *o_.head_type) {
-      throw Error(o_.input.string() +
-                  ": embedding and head are one tied matrix; --embedding-type " +
-                  type_label(*o_.embedding_type) + " and --head-type " + type_label(*o_.head_type) +
-                  " cannot both hold");
-    }
-    if (o_.head_type) embedding_type_ = head_type_;
+    choose_vocabulary_types(
+        o_.input.string(), report_.config.tied != 0, o_.embedding_type, o_.head_type, o_.type,
+        [](auto type) { return std::string(type_label(type)); }, &embedding_type_, &head_type_);
   }
 
   void read_tokenizer() {

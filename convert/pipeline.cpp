@@ -18,6 +18,7 @@
 #include "convert/packing.h"
 #include "convert/parallel.h"
 #include "convert/type_choice.h"
+#include "convert/vocabulary_types.h"
 #include "engine/container.h"
 #include "engine/tensors.h"
 #include "engine/text/tokenizer.h"
@@ -366,17 +367,10 @@ class Converter {
   }
 
   void choose_types() {
-    embedding_type_ = o_.embedding_type.value_or(vocabulary_type(o_.type));
-    head_type_ = o_.head_type.value_or(vocabulary_type(o_.type));
-    if (report_.config.tied == 0) return;
-    // One matrix serves as both: whichever was asked for is its type.
-    if (o_.embedding_type && o_.head_type && *o_.embedding_type != *o_.head_type) {
-      throw Error(o_.input.string() +
-                  ": embedding and head are one tied matrix; --embedding-type " +
-                  type_name(*o_.embedding_type) + " and --head-type " + type_name(*o_.head_type) +
-                  " cannot both hold");
-    }
-    if (o_.head_type) embedding_type_ = head_type_;
+    choose_vocabulary_types(
+        o_.input.string(), report_.config.tied != 0, o_.embedding_type, o_.head_type,
+        vocabulary_type(o_.type), [](auto type) { return std::string(type_name(type)); },
+        &embedding_type_, &head_type_);
   }
 
   WeightType type_of(const TensorSpec& spec) const {

@@ -71,11 +71,14 @@ void Step::quantise_rest(const Matrix& w, const Activations& in) const {
   rest.q.q += tokens * in.q.stride;
   rest.q.scale += tokens * in.q.group_stride;
   rest.q.sum += tokens * in.q.group_stride;
+  const size_t group = w.shape.group;
   for (size_t t = 0; t < tokens; ++t) {
-    for (size_t i = 0; i < w.shape.cols; ++i) {
-      const float scale = in.q.scale[t * in.q.group_stride + i / w.shape.group];
-      const auto q = static_cast<float>(in.q.q[t * in.q.stride + i]);
-      rest.x[t * in.stride + i] = in.x[t * in.stride + i] - scale * q;
+    const float* x = in.x + t * in.stride;
+    const int8_t* q = in.q.q + t * in.q.stride;
+    float* left = rest.x + t * in.stride;
+    for (size_t g = 0; g < w.shape.groups(); ++g, x += group, q += group, left += group) {
+      const float scale = in.q.scale[t * in.q.group_stride + g];
+      for (size_t i = 0; i < group; ++i) left[i] = x[i] - scale * static_cast<float>(q[i]);
     }
   }
   quantise(w, rest, 0, w.shape.cols);
@@ -165,7 +168,7 @@ void Step::project_head(size_t first, size_t n, float* logits, size_t stride) co
   const bool quantised = is_quantised(w.shape.type);
   if (quantised) rows.quantise_rest(w, b.final);
 
-  const Step both(session, quantised ? 2 * n : n);
+  const Step both(session, 2 * n);
   const size_t blocks = w.shape.row_blocks();
   const size_t per_piece = kHeadRowsPerPiece / kTileRows;
   const Ahead next = ahead(model.weights.layers[0].in_proj, kRowsPerPiece);

@@ -130,6 +130,8 @@ Divergence measure_divergence(const Model& model, Session& session, const Model&
 // `tokens kl_mean kl_median kl_p99 kl_max top1_agreement ppl ppl_reference`, added to `json`.
 void add_scores(Json& json, const Divergence& divergence);
 
+// --reference and --reference-state.
+void add_reference_options(CLI::App& app, std::string& file, std::string& state);
 // The engine options of the reference: those of the model under test but for the file and the state.
 EngineOptions reference_options(const EngineOptions& options, const std::string& file,
                                 const std::string& state);

@@ -14,16 +14,8 @@ namespace mamba_edge::tools {
 void add_compare(CLI::App& app, CompareOptions& options) {
   options.engine.chunk = kScoringChunk;
   app.add_option("MODELS", options.files, "Model files, as mamba-quantize writes them")->required();
-  app.add_option("--reference", options.reference,
-                 "Model file to compare with, the same model in fp32 as a rule")
-      ->required()
-      ->type_name("FILE");
+  add_reference_options(app, options.reference, options.reference_state);
   add_compute_options(app, options.engine);
-  app.add_option("--reference-state", options.reference_state,
-                 "Number format of the reference's recurrent state: fp32 or fp16")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember({"fp32", "fp16"}))
-      ->capture_default_str();
   add_text_options(app, options.text);
   app.add_flag(
       "--speed", options.speed,

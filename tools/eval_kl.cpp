@@ -118,6 +118,18 @@ void add_scores(Json& json, const Divergence& divergence) {
   json["ppl_reference"] = all.ppl_reference();
 }
 
+void add_reference_options(CLI::App& app, std::string& file, std::string& state) {
+  app.add_option("--reference", file,
+                 "Model file to compare with, the same model in fp32 as a rule")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("--reference-state", state,
+                 "Number format of the reference's recurrent state: fp32 or fp16")
+      ->type_name("TYPE")
+      ->check(CLI::IsMember({"fp32", "fp16"}))
+      ->capture_default_str();
+}
+
 EngineOptions reference_options(const EngineOptions& options, const std::string& file,
                                 const std::string& state) {
   EngineOptions reference = options;
@@ -131,15 +143,7 @@ EngineOptions reference_options(const EngineOptions& options, const std::string&
 void add_kl(CLI::App& app, KlOptions& options) {
   options.engine.chunk = kScoringChunk;
   add_engine_options(app, options.engine);
-  app.add_option("--reference", options.reference,
-                 "Model file to compare with, the same model in fp32 as a rule")
-      ->required()
-      ->type_name("FILE");
-  app.add_option("--reference-state", options.reference_state,
-                 "Number format of the reference's recurrent state: fp32 or fp16")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember({"fp32", "fp16"}))
-      ->capture_default_str();
+  add_reference_options(app, options.reference, options.reference_state);
   add_text_options(app, options.text);
   add_integer(app, "--segments", options.segments, 1, 1'000'000,
               "Also print the figures of each of N equal parts of the text")

@@ -294,10 +294,10 @@ int run(int argc, char** argv) {
           "fp32");
   app.add_option("--embedding-type", embedding_type, "of the embedding, if it differs");
   app.add_option("--head-type", head_type, "of the output head, if it differs");
-  add_integer(
-      app, "--group-size", group_size, 16, 256,
-      "inputs that share a scale: a multiple of 16 (default 128 for int8, else 64), of 32 for "
-      "int5 and int3, which round up");
+  add_integer(app, "--group-size", group_size, 16, 256,
+              "inputs that share a scale: a multiple of 16 (default 64, in int8 128 for in_proj "
+              "and x_proj), of 32 for "
+              "int5 and int3, which round up");
   add_integer(app, "--vocabulary-group-size", vocabulary_group_size, 16, 256,
               "the same for embedding and head (default 16 for int8, else 64)");
   app.add_option("--gated-norm", gated_norm,

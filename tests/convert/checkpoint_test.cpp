@@ -21,7 +21,11 @@ using testing::safetensors;
 using testing::TempFolder;
 using testing::torch_archive;
 
-const fs::path kGolden = fs::path(MAMBA_EDGE_SHARED_DIR) / "golden";
+// Where a reference case lies: some are in the tree, the others may be beside it.
+fs::path golden(const std::string& folder) {
+  const fs::path own = fs::path(MAMBA_EDGE_SOURCE_DIR) / "tests/data/golden" / folder;
+  return fs::exists(own) ? own : fs::path(MAMBA_EDGE_SHARED_DIR) / "golden" / folder;
+}
 
 uint64_t fnv1a(uint64_t hash, const void* data, size_t count) {
   const auto* bytes = static_cast<const unsigned char*>(data);
@@ -81,9 +85,10 @@ constexpr Golden kGoldenFolders[] = {
 class GoldenFolder : public ::testing::TestWithParam<Golden> {};
 
 TEST_P(GoldenFolder, HoldsTheValuesThatAnotherReaderFinds) {
-  const Golden& golden = GetParam();
-  if (!fs::exists(kGolden / golden.folder)) GTEST_SKIP() << "no reference data";
-  const auto checkpoint = Checkpoint::open(kGolden / golden.folder);
+  const Golden& expected = GetParam();
+  const fs::path folder = golden(expected.folder);
+  if (!fs::exists(folder)) GTEST_SKIP() << "no reference data";
+  const auto checkpoint = Checkpoint::open(folder);
   int64_t elements = 0;
   uint64_t hash = 0xcbf29ce484222325;
   for (const TensorInfo& tensor : checkpoint->tensors()) {
@@ -103,24 +108,24 @@ TEST_P(GoldenFolder, HoldsTheValuesThatAnotherReaderFinds) {
     }
     EXPECT_EQ(rows, values) << tensor.name;
   }
-  EXPECT_EQ(checkpoint->tensors().size(), golden.tensors);
-  EXPECT_EQ(elements, golden.elements);
-  EXPECT_EQ(hash, golden.hash);
+  EXPECT_EQ(checkpoint->tensors().size(), expected.tensors);
+  EXPECT_EQ(elements, expected.elements);
+  EXPECT_EQ(hash, expected.hash);
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, GoldenFolder, ::testing::ValuesIn(kGoldenFolders),
-                         [](const auto& golden) {
-                           std::string name = golden.param.folder;
+                         [](const auto& test) {
+                           std::string name = test.param.folder;
                            for (char& c : name) c = c == '-' ? '_' : c;
                            return name;
                          });
 
 TEST(GoldenFolders, PrecisionsOfOneModelAgree) {
-  if (!fs::exists(kGolden)) GTEST_SKIP() << "no reference data";
-  const auto exact = Checkpoint::open(kGolden / "mamba1-ss-fp32");
+  if (!fs::exists(golden("mamba1-ss-fp32"))) GTEST_SKIP() << "no reference data";
+  const auto exact = Checkpoint::open(golden("mamba1-ss-fp32"));
   for (const auto& [folder, relative] :
        {std::pair("mamba1-ss-fp16", 0x1p-11f), std::pair("mamba1-ss-bf16", 0x1p-8f)}) {
-    const auto rounded = Checkpoint::open(kGolden / folder);
+    const auto rounded = Checkpoint::open(golden(folder));
     ASSERT_EQ(rounded->tensors().size(), exact->tensors().size());
     for (const TensorInfo& tensor : exact->tensors()) {
       const std::vector<float> a = exact->read(tensor);
@@ -135,9 +140,9 @@ TEST(GoldenFolders, PrecisionsOfOneModelAgree) {
 }
 
 TEST(GoldenFolders, TiedWeightsShareTheirStorage) {
-  if (!fs::exists(kGolden)) GTEST_SKIP() << "no reference data";
+  if (!fs::exists(golden("mamba1-ss-fp32"))) GTEST_SKIP() << "no reference data";
   for (const char* folder : {"mamba1-ss-fp32", "mamba1-ss-legacy", "mamba1-ss-views"}) {
-    const auto checkpoint = Checkpoint::open(kGolden / folder);
+    const auto checkpoint = Checkpoint::open(golden(folder));
     const TensorInfo& embedding = *checkpoint->find("backbone.embedding.weight");
     EXPECT_TRUE(Checkpoint::same_storage(embedding, *checkpoint->find("lm_head.weight"))) << folder;
     EXPECT_FALSE(Checkpoint::same_storage(embedding, *checkpoint->find("backbone.norm_f.weight")));
