@@ -42,9 +42,11 @@ class Noise {
   uint64_t state_ = 88172645463325252u;
 };
 
-// Weights whose products with inputs of unit variance have about unit variance.
+// Weights whose products with inputs of unit variance have about unit variance. A rotation makes inputs
+// larger by the root of its length.
 void fill_matrix(const MatrixShape& shape, Noise& noise, uint8_t* out) {
-  const float spread = std::sqrt(3.0f / static_cast<float>(shape.cols));  // of a uniform weight
+  const uint32_t gain = std::max(shape.rotation, 1u);
+  const float spread = std::sqrt(3.0f / static_cast<float>(shape.cols) / static_cast<float>(gain));
   const size_t elements = shape.weight_bytes() / (shape.type == WeightType::f32 ? 4 : 2);
   const float largest =
       is_grouped(shape.type) ? static_cast<float>(properties(shape.type).zero()) : 1;

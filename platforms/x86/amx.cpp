@@ -2,21 +2,18 @@
 // All else, and few tokens, is the table of AVX-512 VNNI.
 //
 // A tile product takes 16 tokens times K inputs times 16 rows, exact in int32: A is loaded from the
-// quantised rows as they lie, and B from the weights as they lie (int8), or from a copy of their
-// planes as bytes. Weights keep their zero; the sums that C starts with take it off, one value per
-// token and group: minus zero times the sum of the token's inputs. C goes through memory to the
-// float sums. K is the largest part of a group that fits in a tile.
+// quantised rows as they lie, B from a copy of the weights as signed bytes. C goes through memory to
+// the float sums. K is the largest part of a group that fits in a tile.
 //
 // The conversion of the sums is what limits. A product of 16 cycles leaves 16 rows of them, which are
 // converted, scaled and added by 48 instructions, and while the tile unit is at work only one port
 // takes instructions of 512 bits (measured on Sapphire Rapids: a product and 24 such instructions
 // take 24 cycles, a product and 48 take 48). A group of 128 inputs is two products for the same 48:
-// 0.69 of the tile unit's peak at best, where groups of 64 have 0.34. All else is kept off the
-// vector units and out of the way of the loads:
+// 0.69 of the tile unit's peak at best, where groups of 64 have 0.34. All else is kept out of its way:
 //
-//   Two row blocks share the tokens' tiles and scales; all tokens share the weights' tiles.
-//   All of a group's work for 64 rows and 64 tokens is done before the next group's: weights, inputs,
-//   starting values and output stay in the first cache.
+//   Two row blocks share the tokens' tiles and scales; all tokens of a span share the weights' tiles.
+//   All of a group's work for two row blocks is done before the next group's: weights, inputs and sums
+//   stay in the first cache.
 //   The sums of one product are added while the next is computed.
 //
 // The float operations on one row and token are those of platforms/simd/kernels_impl.h, in the same
@@ -38,9 +35,8 @@ namespace {
 constexpr size_t kTileTokens = 16;
 constexpr size_t kTileInputs = 64;
 constexpr size_t kTileFloats = kTileTokens * kTileRows;
-constexpr size_t kSpanTiles = 4;    // tiles of tokens at a time
-constexpr size_t kSpanBlocks = 4;   // row blocks at a time
-constexpr size_t kGroupsAhead = 8;  // whose weights are asked for
+constexpr size_t kSpanTiles = 8;  // tiles of tokens at a time
+constexpr size_t kPair = 2;       // row blocks at a time
 
 // Layout of `ldtilecfg`: Intel's manual, volume 1, section 18.2.
 struct alignas(64) TileConfig {
@@ -81,35 +77,48 @@ size_t tiles_of(size_t group) {
   return n;
 }
 
-// ---- weights in planes as bytes: [input / 4][16 rows][4] ----
+// ---- weights as signed bytes: [input / 4][16 rows][4]; as many weights at `next` are asked for ----
 
 template <WeightType kType, size_t kPart>
-ME_INLINE void unpack_steps(const uint8_t* unit, uint8_t* out) {
+ME_INLINE void unpack_steps(const uint8_t* unit, int8_t* out) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(properties(kType).zero()));
   __m512i steps[kPartSteps];
   unpack_part<Avx512Registers, kType, kPart>(unit, steps);
   ME_UNROLL
   for (size_t k = 0; k < kPartSteps; ++k) {
-    _mm512_store_si512(out + (kPart * kPartSteps + k) * kLineBytes, steps[k]);
+    _mm512_store_si512(out + (kPart * kPartSteps + k) * kLineBytes,
+                       _mm512_sub_epi8(steps[k], zero));
   }
 }
 
 template <WeightType kType>
-void unpack(const uint8_t* w, size_t inputs, uint8_t* out) {
-  using Unit = Planes<kType>;
-  for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
-    unpack_steps<kType, 0>(w, out);
-    if constexpr (Unit::kParts > 1) unpack_steps<kType, 1>(w, out);
-    out += Unit::kInputs * kTileRows;
+void unpack(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out) {
+  if constexpr (kType == WeightType::int8) {
+    const __m512i zero = _mm512_set1_epi8(static_cast<char>(properties(kType).zero()));
+    for (size_t i = 0; i < inputs * kTileRows; i += kLineBytes) {
+      __builtin_prefetch(next + i, 0, 2);
+      _mm512_store_si512(out + i, _mm512_sub_epi8(_mm512_load_si512(w + i), zero));
+    }
+  } else {
+    using Unit = Planes<kType>;
+    for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes, next += Unit::kBytes) {
+      for (size_t k = 0; k < Unit::kBytes; k += kLineBytes) __builtin_prefetch(next + k, 0, 2);
+      unpack_steps<kType, 0>(w, out);
+      if constexpr (Unit::kParts > 1) unpack_steps<kType, 1>(w, out);
+      out += Unit::kInputs * kTileRows;
+    }
   }
 }
-using Unpack = void(const uint8_t* w, size_t inputs, uint8_t* out);  // NULL: as they lie
+using Unpack = void(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out);
 
-// ---- a span: up to 64 rows times up to 64 tokens ----
+// ---- a span: R row blocks times up to 128 tokens ----
+
+using Weights = int8_t[kMaxGroup * kTileRows];
 
 struct Buffers {
-  alignas(64) uint8_t weights[2][kMaxGroup * kTileRows];  // of a pair of row blocks, unpacked
-  alignas(64) int32_t starts[kSpanTiles][kTileFloats];    // of C, for one group
-  alignas(64) int32_t products[2][2 * kTileFloats];
+  alignas(64) Weights weights[2][kPair];  // of this group and the next
+  alignas(64) int32_t products[2][kPair][kTileFloats];
+  alignas(64) float sums[kSpanTiles][kTileTokens][kPair][kTileRows];
 };
 
 // What all spans of a call have in common.
@@ -122,167 +131,130 @@ struct Product {
   size_t out_stride;
 };
 
-// One tile of tokens times R row blocks times one group: products that are to be added to the output,
-// or, of the first group, to be the output.
-template <int R>
-struct Pending {
-  const int32_t* products = nullptr;  // [R][16 tokens][16 rows]; NULL: nothing
-  float* out;                         // of the first token and row
-  const float* scale;                 // of the first token
-  __m512 row_scale[R];
-  bool is_first = false;
-};
-
-template <int R, bool kFirst>
-ME_INLINE void add_scaled(const Product& p, const Pending<R>& pending) {
-  const float* scale = pending.scale;
-  float* out = pending.out;
-  ME_UNROLL
-  for (size_t t = 0; t < kTileTokens; ++t, scale += p.x.group_stride, out += p.out_stride) {
-    const __m512 token_scale = _mm512_set1_ps(*scale);
-    ME_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      const __m512 dot =
-          _mm512_cvtepi32_ps(_mm512_load_si512(pending.products + r * kTileFloats + t * kTileRows));
-      const __m512 before = kFirst ? _mm512_setzero_ps() : _mm512_load_ps(out + r * kTileRows);
-      _mm512_store_ps(
-          out + r * kTileRows,
-          _mm512_fmadd_ps(_mm512_mul_ps(pending.row_scale[r], token_scale), dot, before));
-    }
-  }
-}
-
-template <int R>
-ME_INLINE void add_scaled(const Product& p, const Pending<R>& pending) {
-  if (pending.is_first) {
-    add_scaled<R, true>(p, pending);
-  } else {
-    add_scaled<R, false>(p, pending);
-  }
-}
-
-// Weights of R row blocks in tiles: 4 and 5, and of the second half of a group 6 and 7.
-template <int R>
-ME_INLINE void load_weights(const uint8_t* const* b) {
+// Weights of a group of one or two tiles (kTiles) stay in tiles 4 to 7; of more (0) they are loaded when
+// they are multiplied.
+template <int R, int kTiles>
+ME_INLINE void load_weights(const Product& p, const Weights* b) {
   _tile_loadd(4, b[0], kLineBytes);
   if constexpr (R > 1) _tile_loadd(5, b[1], kLineBytes);
-}
-template <int R>
-ME_INLINE void load_second_weights(const uint8_t* const* b, size_t offset) {
-  _tile_loadd(6, b[0] + offset, kLineBytes);
-  if constexpr (R > 1) _tile_loadd(7, b[1] + offset, kLineBytes);
+  if constexpr (kTiles == 2) {
+    _tile_loadd(6, b[0] + p.tile_inputs * kTileRows, kLineBytes);
+    if constexpr (R > 1) _tile_loadd(7, b[1] + p.tile_inputs * kTileRows, kLineBytes);
+  }
 }
 
-// Of one or two tiles (kTiles) the weights are there already; of more (0) they are loaded.
+// products[R] = one tile of tokens times R row blocks, one group.
 template <int R, int kTiles>
-ME_INLINE void multiply(const Product& p, const uint8_t* const* b, const int8_t* a,
-                        const int32_t* starts, int32_t* products) {
+ME_INLINE void multiply(const Product& p, const int8_t* a, const Weights* b,
+                        int32_t (*products)[kTileFloats]) {
   const long stride = static_cast<long>(p.x.stride);
-  _tile_loadd(0, starts, kLineBytes);
-  if constexpr (R > 1) _tile_loadd(1, starts, kLineBytes);
+  _tile_zero(0);
+  if constexpr (R > 1) _tile_zero(1);
   _tile_loadd(2, a, stride);
-  if constexpr (kTiles == 0) load_weights<R>(b);
-  _tile_dpbsud(0, 2, 4);
-  if constexpr (R > 1) _tile_dpbsud(1, 2, 5);
-  if constexpr (kTiles != 1) {
-    for (size_t i = 1; i < (kTiles == 0 ? p.tiles : kTiles); ++i) {
+  if constexpr (kTiles == 0) load_weights<R, 0>(p, b);
+  _tile_dpbssd(0, 2, 4);
+  if constexpr (R > 1) _tile_dpbssd(1, 2, 5);
+  if constexpr (kTiles == 2) {
+    _tile_loadd(3, a + p.tile_inputs, stride);
+    _tile_dpbssd(0, 3, 6);
+    if constexpr (R > 1) _tile_dpbssd(1, 3, 7);
+  } else if constexpr (kTiles == 0) {
+    for (size_t i = 1; i < p.tiles; ++i) {
       _tile_loadd(3, a + i * p.tile_inputs, stride);
-      if constexpr (kTiles == 0) load_second_weights<R>(b, i * p.tile_inputs * kTileRows);
-      _tile_dpbsud(0, 3, 6);
-      if constexpr (R > 1) _tile_dpbsud(1, 3, 7);
+      _tile_loadd(6, b[0] + i * p.tile_inputs * kTileRows, kLineBytes);
+      _tile_dpbssd(0, 3, 6);
+      if constexpr (R > 1) {
+        _tile_loadd(7, b[1] + i * p.tile_inputs * kTileRows, kLineBytes);
+        _tile_dpbssd(1, 3, 7);
+      }
     }
   }
-  _tile_stored(0, products, kLineBytes);
-  if constexpr (R > 1) _tile_stored(1, products + kTileFloats, kLineBytes);
+  _tile_stored(0, products[0], kLineBytes);
+  if constexpr (R > 1) _tile_stored(1, products[1], kLineBytes);
 }
 
-// Weights of group g of a row block. Those of kGroupsAhead groups later are asked for, beyond the end
-// of a row block those of the span that is likely to be next.
-ME_INLINE const uint8_t* group_weights(const Product& p, size_t block, size_t g, size_t blocks) {
-  const MatrixShape& shape = p.w.shape;
-  const size_t bytes = shape.group * kTileRows * properties(shape.type).bits / 8;
-  const uint8_t* weights = p.w.data + block * p.w.row_block_bytes + shape.group_scale_bytes();
-  const size_t ahead = g + kGroupsAhead, groups = shape.groups();
-  const uint8_t* far = ahead < groups
-                           ? weights + ahead * bytes
-                           : weights + blocks * p.w.row_block_bytes + (ahead - groups) * bytes;
-  for (size_t i = 0; i < bytes; i += kLineBytes) {
-    __builtin_prefetch(far + i, 0, 2);
+// Adds one tile of tokens times R row blocks times one group. The first group's sums start at zero, the
+// last one's go to the output.
+template <int R, bool kFirst, bool kLast>
+ME_INLINE void add(const Product& p, const int32_t (*products)[kTileFloats],
+                   const __m512* row_scale, const float* token_scale,
+                   float (*sums)[kPair][kTileRows], float* out) {
+  const __m512 final_scale = _mm512_set1_ps(p.w.scale);
+  ME_UNROLL
+  for (size_t t = 0; t < kTileTokens; ++t, token_scale += p.x.group_stride) {
+    const __m512 scale = _mm512_set1_ps(*token_scale);
+    ME_UNROLL
+    for (size_t r = 0; r < R; ++r) {
+      const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(products[r] + t * kTileRows));
+      const __m512 before = kFirst ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][r]);
+      const __m512 sum = _mm512_fmadd_ps(_mm512_mul_ps(row_scale[r], scale), dot, before);
+      if constexpr (kLast) {
+        _mm512_store_ps(out + t * p.out_stride + r * kTileRows, _mm512_mul_ps(sum, final_scale));
+      } else {
+        _mm512_store_ps(sums[t][r], sum);
+      }
+    }
   }
-  return weights + g * bytes;
 }
 
-// Row blocks [block, block + blocks), a multiple of R and at most kSpanBlocks, times the tiles of
-// tokens that start at first[0], ... first[tiles - 1].
+// Row blocks [block, block + R) times the tiles of tokens that start at first[0], ... first[tiles - 1].
 template <int R, int kTiles>
-void multiply_span(const Product& p, size_t block, size_t blocks, const size_t* first, size_t tiles,
+void multiply_span(const Product& p, size_t block, const size_t* first, size_t tiles,
                    Buffers& buffers) {
   const MatrixShape& shape = p.w.shape;
-  const int32_t zero = properties(shape.type).zero();
-  const __m512 scale =
-      _mm512_set1_ps(p.w.scale);  // a power of two: where it is applied is the same
-  Pending<R> pending;
+  const size_t group = shape.group, groups = shape.groups();
+  const size_t group_bytes = group * kTileRows * properties(shape.type).bits / 8;
+  const uint8_t* scales = p.w.data + block * p.w.row_block_bytes;
+  const uint8_t* w = scales + shape.group_scale_bytes();
+  const auto prepare = [&](size_t g) {
+    for (size_t r = 0; r < R; ++r) {
+      const uint8_t* from = w + r * p.w.row_block_bytes + g * group_bytes;
+      p.unpack(from, from + R * p.w.row_block_bytes, group, buffers.weights[g % 2][r]);
+    }
+    finish_writes();
+    if constexpr (kTiles > 0) load_weights<R, kTiles>(p, buffers.weights[g % 2]);
+  };
+  const auto issue = [&](size_t tile, size_t g, size_t turn) {
+    multiply<R, kTiles>(p, p.x.q + first[tile] * p.x.stride + g * group, buffers.weights[g % 2],
+                        buffers.products[turn % 2]);
+  };
   size_t turn = 0;
-  for (size_t g = 0; g < shape.groups(); ++g) {
-    for (size_t i = 0; i < tiles; ++i) {
-      const int32_t* sum = p.x.sum + first[i] * p.x.group_stride + g;
-      ME_UNROLL
-      for (size_t t = 0; t < kTileTokens; ++t, sum += p.x.group_stride) {
-        _mm512_store_si512(buffers.starts[i] + t * kTileRows, _mm512_set1_epi32(-zero * *sum));
+  prepare(0);
+  issue(0, 0, 0);
+  for (size_t g = 0; g < groups; ++g) {
+    __m512 row_scale[R];
+    for (size_t r = 0; r < R; ++r) {
+      row_scale[r] = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(
+          scales + r * p.w.row_block_bytes + g * kTileRows * sizeof(uint16_t))));
+    }
+    for (size_t tile = 0; tile < tiles; ++tile) {
+      const int32_t(*products)[kTileFloats] = buffers.products[turn++ % 2];
+      if (tile + 1 < tiles) {
+        issue(tile + 1, g, turn);
+      } else if (g + 1 < groups) {
+        prepare(g + 1);
+        issue(0, g + 1, turn);
+      }
+      const float* scale = p.x.scale + first[tile] * p.x.group_stride + g;
+      float* out = p.out + first[tile] * p.out_stride + block * kTileRows;
+      float(*sums)[kPair][kTileRows] = buffers.sums[tile];
+      if (groups == 1) {
+        add<R, true, true>(p, products, row_scale, scale, sums, out);
+      } else if (g == 0) {
+        add<R, true, false>(p, products, row_scale, scale, sums, out);
+      } else if (g + 1 == groups) {
+        add<R, false, true>(p, products, row_scale, scale, sums, out);
+      } else {
+        add<R, false, false>(p, products, row_scale, scale, sums, out);
       }
     }
-    for (size_t r = 0; r < blocks; r += R) {
-      const uint8_t* b[R];
-      __m512 row_scale[R];
-      for (size_t k = 0; k < R; ++k) {
-        b[k] = group_weights(p, block + r + k, g, blocks);
-        if (p.unpack != nullptr) {
-          p.unpack(b[k], shape.group, buffers.weights[k]);
-          b[k] = buffers.weights[k];
-        }
-        const __m512 own = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(
-            p.w.data + (block + r + k) * p.w.row_block_bytes + g * kTileRows * sizeof(uint16_t))));
-        row_scale[k] = _mm512_mul_ps(own, scale);
-      }
-      finish_writes();
-      if constexpr (kTiles >= 1) load_weights<R>(b);
-      if constexpr (kTiles == 2) load_second_weights<R>(b, p.tile_inputs * kTileRows);
-      for (size_t i = 0; i < tiles; ++i) {
-        int32_t* products = buffers.products[turn++ % 2];
-        multiply<R, kTiles>(p, b, p.x.q + first[i] * p.x.stride + g * shape.group,
-                            buffers.starts[i], products);
-        if (pending.products != nullptr) add_scaled(p, pending);
-        pending.products = products;
-        pending.out = p.out + first[i] * p.out_stride + (block + r) * kTileRows;
-        pending.scale = p.x.scale + first[i] * p.x.group_stride + g;
-        pending.is_first = g == 0;
-        for (size_t k = 0; k < R; ++k) pending.row_scale[k] = row_scale[k];
-      }
-    }
-  }
-  add_scaled(p, pending);
-}
-
-template <int R>
-void multiply_span(const Product& p, size_t block, size_t blocks, const size_t* first, size_t tiles,
-                   Buffers& buffers) {
-  if (p.tiles == 1) {
-    multiply_span<R, 1>(p, block, blocks, first, tiles, buffers);
-  } else if (p.tiles == 2) {
-    multiply_span<R, 2>(p, block, blocks, first, tiles, buffers);
-  } else {
-    multiply_span<R, 0>(p, block, blocks, first, tiles, buffers);
   }
 }
 
 // At least 16 tokens. Where they are no multiple of 16, a last span of one tile starts inside the one
 // before: what both cover is computed twice, with the same bits.
-void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
-                     const QuantisedRows& x, size_t tokens, float* out, size_t out_stride) {
-  Buffers buffers;  // not initialised
-  const size_t tiles = tiles_of(w.shape.group);
-  const Product p = {unpack, w, x, tiles, w.shape.group / tiles, out, out_stride};
-  configure(p.tile_inputs);
+template <int kTiles>
+void multiply_tokens(const Product& p, size_t begin, size_t end, size_t tokens, Buffers& buffers) {
   for (size_t t = 0; t < tokens;) {
     size_t first[kSpanTiles], n = 0;
     for (; n < kSpanTiles && t + kTileTokens <= tokens; t += kTileTokens) first[n++] = t;
@@ -290,15 +262,24 @@ void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
       first[n++] = tokens - kTileTokens;
       t = tokens;
     }
-    for (size_t r = begin; r < end;) {
-      const size_t left = end - r, pairs = left < kSpanBlocks ? left / 2 * 2 : kSpanBlocks;
-      if (pairs > 0) {
-        multiply_span<2>(p, r, pairs, first, n, buffers);
-        r += pairs;
-      } else {
-        multiply_span<1>(p, r++, 1, first, n, buffers);
-      }
-    }
+    size_t r = begin;
+    for (; r + kPair <= end; r += kPair) multiply_span<kPair, kTiles>(p, r, first, n, buffers);
+    if (r < end) multiply_span<1, kTiles>(p, r, first, n, buffers);
+  }
+}
+
+void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
+                     const QuantisedRows& x, size_t tokens, float* out, size_t out_stride) {
+  Buffers buffers;  // not initialised
+  const size_t tiles = tiles_of(w.shape.group);
+  const Product p = {unpack, w, x, tiles, w.shape.group / tiles, out, out_stride};
+  configure(p.tile_inputs);
+  if (tiles == 1) {
+    multiply_tokens<1>(p, begin, end, tokens, buffers);
+  } else if (tiles == 2) {
+    multiply_tokens<2>(p, begin, end, tokens, buffers);
+  } else {
+    multiply_tokens<0>(p, begin, end, tokens, buffers);
   }
   _tile_release();
 }
@@ -310,8 +291,7 @@ void matmul(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, s
   if (tokens < kTileTokens) {
     (avx512vnni_table()->*kKernel)(w, begin, end, x, tokens, out, out_stride);
   } else {
-    constexpr bool kInPlace = kType == WeightType::int8;
-    multiply_tokens(kInPlace ? nullptr : unpack<kType>, w, begin, end, x, tokens, out, out_stride);
+    multiply_tokens(unpack<kType>, w, begin, end, x, tokens, out, out_stride);
   }
 }
 

@@ -294,7 +294,7 @@ TEST(Bench, FilesThatCannotBeReadAreNamed) {
 }
 
 TEST(Bench, MakesModelsOfPublishedSizes) {
-  if (kEmulated || kSanitized) GTEST_SKIP() << "130 million weights take long here";
+  if (kSlow) GTEST_SKIP() << "130 million weights take long here";
   const Json rows = rows_of(
       {"--synthetic", "mamba-130m", "--type", "int8", "-p", "0", "-n", "1", "-r", "1", "-t", "1"});
   ASSERT_EQ(rows.size(), 1u) << rows.dump();

@@ -66,8 +66,7 @@ class Calibrate : public testing::Test {
 };
 
 TEST_F(Calibrate, LosesLess) {
-  if (kEmulated)
-    GTEST_SKIP() << "calibration takes minutes here, and has no code of its own for Arm";
+  if (kSlow) GTEST_SKIP() << "the trained model takes minutes here";
   ASSERT_EQ(quantize(kTiny, "plain.mamba", {"--type", "int4"}).status, 0);
   const Result r = quantize(kTiny, "calibrated.mamba", with_text({"--type", "int4"}, "4096"));
   ASSERT_EQ(r.status, 0) << r.err;
@@ -108,8 +107,7 @@ TEST_F(Calibrate, NothingIsLeftBeside) {
 }
 
 TEST_F(Calibrate, AutoKeepsToTheBudget) {
-  if (kEmulated)
-    GTEST_SKIP() << "calibration takes minutes here, and has no code of its own for Arm";
+  if (kSlow) GTEST_SKIP() << "the trained model takes minutes here";
   const Strings learn = with_text({"--importance", importance_});
   double previous = 1;
   for (const uint64_t budget : {uint64_t{1600000}, uint64_t{2200000}}) {
@@ -134,8 +132,7 @@ TEST_F(Calibrate, AutoKeepsToTheBudget) {
 }
 
 TEST_F(Calibrate, AutoByBitsAndWithoutAText) {
-  if (kEmulated)
-    GTEST_SKIP() << "calibration takes minutes here, and has no code of its own for Arm";
+  if (kSlow) GTEST_SKIP() << "the trained model takes minutes here";
   const Result r = quantize(
       kTiny, "model.mamba",
       {"--type", "auto", "--target-bpw", "4.5", "--json", "--report-svg", folder_ / "plot.svg"});

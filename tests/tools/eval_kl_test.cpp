@@ -208,7 +208,7 @@ TEST(EvalKl, WindowsStartAfreshAndTheirBeginningsCanBeLeftOut) {
 // Without a start token and with the first token of each window not scored: what results.json calls
 // windows_512_all. The 218th window is the last whole one.
 TEST(EvalKl, WindowsOf512GiveTheReferencesPerplexity) {
-  if (kEmulated || kSanitized) GTEST_SKIP() << "takes minutes here";
+  if (kSlow) GTEST_SKIP() << "takes minutes here";
   const Json results = Json::parse(read_bytes(source("models/results.json")));
   const Json& expected = results["mamba2-tiny"]["windows_512_all"];
   const Json json = Json::parse(

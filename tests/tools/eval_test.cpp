@@ -231,8 +231,7 @@ TEST(EvalPerplexity, IsThatOfTheReferencesLogits) {
 }
 
 TEST(EvalPerplexity, EqualsTheReferencesOver16384Tokens) {
-  if (kEmulated || kSanitized)
-    GTEST_SKIP() << "takes minutes here; the short text above is checked instead";
+  if (kSlow) GTEST_SKIP() << "takes minutes here; the short text above is checked instead";
   const Json results = Json::parse(read_bytes(source("models/results.json")));
   for (const char* model : {"mamba1-tiny", "mamba2-tiny"}) {
     const Json json =

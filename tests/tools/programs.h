@@ -26,23 +26,12 @@
 #include <string_view>
 #include <vector>
 
+#include "tests/build_kind.h"
+
 namespace mamba_edge::test {
 
 using Json = nlohmann::json;
 namespace fs = std::filesystem;
-
-constexpr bool kEmulated = sizeof(MAMBA_EDGE_EMULATOR) > 1;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-#else
-constexpr bool kSanitized = false;
-#endif
 
 struct Result {
   int status = -1;  // exit status; 1000 + number for a signal
