@@ -120,13 +120,14 @@ struct NeonIsa {
     });
   }
 
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
-    const int32x4_t a = vcvtnq_s32_f32(x.v[0]), b = vcvtnq_s32_f32(x.v[1]);
-    const int32x4_t c = vcvtnq_s32_f32(x.v[2]), d = vcvtnq_s32_f32(x.v[3]);
-    const int16x8_t low = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
-    const int16x8_t high = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
+  static ME_INLINE Ints quantise(const V& x, int8_t* q) {
+    Ints r;
+    ME_UNROLL
+    for (int i = 0; i < 4; ++i) r.v[i] = vcvtnq_s32_f32(x.v[i]);
+    const int16x8_t low = vcombine_s16(vqmovn_s32(r.v[0]), vqmovn_s32(r.v[1]));
+    const int16x8_t high = vcombine_s16(vqmovn_s32(r.v[2]), vqmovn_s32(r.v[3]));
     vst1q_s8(q, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
-    return vaddvq_s32(vaddq_s32(vaddq_s32(a, b), vaddq_s32(c, d)));
+    return r;
   }
 
   // acc[t][r] holds rows 4 * r to 4 * r + 3, as dot[t].v[r] does.

@@ -89,16 +89,15 @@ struct GenericIsa {
     return V::make([&](int i) { return static_cast<float>(p[i]); });
   }
 
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+  static ME_INLINE Ints quantise(const V& x, int8_t* q) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: the sum's last bit is worth 1
-    int32_t total = 0;
+    Ints r;
     for (int i = 0; i < kLanes; ++i) {
       const uint32_t bits = float_bits(x.v[i] + kRound) - float_bits(kRound);
-      const int8_t value = static_cast<int8_t>(bits & 0xffu);
-      q[i] = value;
-      total += value;
+      q[i] = static_cast<int8_t>(bits & 0xffu);
+      r.v[i] = q[i];
     }
-    return total;
+    return r;
   }
 
   template <int S>

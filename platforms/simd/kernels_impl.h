@@ -6,7 +6,7 @@
 //   Arch: what Lanes<Arch> is made of.
 //   V from_f16(p), V from_i16(p): sixteen binary16 numbers (exact) or integers.
 //   to_f16(v, p): rounds to nearest even; what is too large becomes infinity.
-//   int32_t quantise(x, q): sixteen values of magnitude <= 127, rounded; returns their sum.
+//   Ints quantise(x, q): sixteen values of magnitude <= 127, rounded, and stored as bytes.
 //   V swap<S>(x): lane i takes that of lane i ^ S; S = 1, 2, 4, 8.
 //   Ints broadcast_int(v).
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
@@ -123,36 +123,33 @@ struct Kernels {
         x = rotated;
       }
       V largest = V::broadcast(0.0f);
-      V probe = V::broadcast(0.0f);  // stays zero unless a value is NaN or infinite
       for (size_t i = 0; i < group; i += kLanes) {
-        const V value = V::load(x + i);
-        largest = V::max(largest, V::abs(value));
-        probe = V::fma(value, V::broadcast(0.0f), probe);
+        largest = V::larger_bits(largest, V::abs(V::load(x + i)));
       }
+      largest = V::larger_bits(largest, Isa::template swap<8>(largest));
+      largest = V::larger_bits(largest, Isa::template swap<4>(largest));
+      largest = V::larger_bits(largest, Isa::template swap<2>(largest));
+      largest = V::larger_bits(largest, Isa::template swap<1>(largest));
       alignas(64) float v[kLanes];
-      probe.store(v);
-      if (!(sum_tree(v) == 0.0f)) {
-        std::memset(q, 0, group);
-        scale[g] = __builtin_nanf("");
-        sum[g] = 0;
-        continue;
-      }
       largest.store(v);
-      const float top = max_tree(v);
-      if (!(top >= kTinyActivation)) {
+      const float top = v[0];
+      if (!(top >= kTinyActivation && top < __builtin_inff())) {
         std::memset(q, 0, group);
-        scale[g] = 0.0f;
+        scale[g] = top < kTinyActivation ? 0.0f : __builtin_nanf("");
         sum[g] = 0;
         continue;
       }
       const V inverse = V::broadcast(127.0f / top);
-      int32_t total = 0;
+      Ints total = Isa::broadcast_int(0);
       for (size_t i = 0; i < group; i += kLanes) {
-        const V scaled = V::load(x + i) * inverse;
-        total += Isa::quantise(scaled, q + i);
+        total.add(Isa::quantise(V::load(x + i) * inverse, q + i));
       }
       scale[g] = top / 127.0f;
-      sum[g] = total;
+      alignas(64) int32_t sums[kLanes];
+      total.store(sums);
+      int32_t all = 0;
+      for (int i = 0; i < kLanes; ++i) all += sums[i];
+      sum[g] = all;
     }
   }
 

@@ -112,8 +112,7 @@ ME_INLINE F decay_lanes(const F& x, const F& a) {
   q = Math::fma(q, f, number(0x1.ebfbe0p-3f));
   q = Math::fma(q, f, number(0x1.62e430p-1f));
   const F p = Math::fma(q, f, number(1.0f));
-  const F scaled = Math::of_bits(Math::bits(p) + (Math::bits(shifted) << 23));
-  return Math::if_less(shifted, number(kRound - 125.0f), number(0.0f), scaled);
+  return Math::raise_or_zero(p, shifted, kRound - 125.0f);
 }
 
 // log(1 + y) for 0 <= y < 2^31, within 2 ulp. 1 + y = 2^k * (1 + f) with sqrt(1/2) <= 1 + f <
@@ -176,7 +175,8 @@ namespace mamba_edge {
 namespace {
 
 // What xsimd lacks comes from Arch, on registers: fma(a, b, c), because xsimd's is not fused on
-// all. On NEON also what xsimd has, but not for a derived architecture (broadcast), only as an
+// all; on AVX-512 raise_or_zero, because it takes one instruction less, and div, a quotient of numbers
+// that are not extreme within 2 ulp, because the exact one takes four times as long. On NEON also what xsimd has, but not for a derived architecture (broadcast), only as an
 // estimate (div), or only through tables of functions that would be shared with other units (bits,
 // of_bits).
 template <typename Batch, typename T>
@@ -221,6 +221,18 @@ struct BatchMath {
   static ME_INLINE F if_less(const F& a, const F& b, const F& yes, const F& no) {
     return xsimd::select(a < b, yes, no);
   }
+  // p times two to the power of the low bits of `shifted`; 0 where shifted < least.
+  static ME_INLINE F raise_or_zero(const F& p, const F& shifted, float least) {
+    if constexpr (requires { Arch::raise_or_zero(p, shifted, least); }) {
+      return Arch::raise_or_zero(p, shifted, least);
+    } else {
+      return if_less(shifted, number(least), number(0.0f),
+                     of_bits(bits(p) + (bits(shifted) << 23)));
+    }
+  }
+  static ME_INLINE F larger_bits(const F& a, const F& b) {
+    return of_bits(xsimd::max(bits(a), bits(b)));
+  }
 };
 
 template <typename Arch>
@@ -238,6 +250,10 @@ struct IntLanes {
   ME_INLINE void add_from(const int32_t* p) {  // 64-byte aligned; wraps
     ME_UNROLL
     for (int i = 0; i < kCount; ++i) v[i] = v[i] + Batch::load_aligned(p + i * kLanes / kCount);
+  }
+  ME_INLINE void add(const IntLanes& b) {
+    ME_UNROLL
+    for (int i = 0; i < kCount; ++i) v[i] = v[i] + b.v[i];
   }
   ME_INLINE void store(int32_t* p) const {
     ME_UNROLL
@@ -310,6 +326,10 @@ struct Lanes {
   static ME_INLINE Lanes abs(const Lanes& a) {
     return make([&](int i) { return xsimd::abs(a.v[i]); });
   }
+  // The larger one of two that are not negative, compared as integers: NaN is above infinity.
+  static ME_INLINE Lanes larger_bits(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return Math::larger_bits(a.v[i], b.v[i]); });
+  }
   static ME_INLINE Lanes exp(const Lanes& a) {
     return make([&](int i) { return exp_lanes<Math>(a.v[i]); });
   }
@@ -358,6 +378,10 @@ struct FloatMath {
   static ME_INLINE float fma(float a, float b, float c) { return a * b + c; }
   static ME_INLINE float div(float a, float b) { return a / b; }
   static ME_INLINE float if_less(float a, float b, float yes, float no) { return a < b ? yes : no; }
+  static ME_INLINE float raise_or_zero(float p, float shifted, float least) {
+    return shifted < least ? 0.0f : of_bits(bits(p) + (bits(shifted) << 23));
+  }
+  static ME_INLINE float larger_bits(float a, float b) { return bits(a) > bits(b) ? a : b; }
 };
 
 template <typename Arch>
@@ -369,6 +393,9 @@ struct IntLanes {
     for (int i = 0; i < kLanes; ++i) {
       v[i] = static_cast<int32_t>(static_cast<uint32_t>(v[i]) + static_cast<uint32_t>(p[i]));
     }
+  }
+  ME_INLINE void add(const IntLanes& b) {
+    for (int i = 0; i < kLanes; ++i) v[i] += b.v[i];
   }
   ME_INLINE void store(int32_t* p) const {
     for (int i = 0; i < kLanes; ++i) p[i] = v[i];
@@ -429,6 +456,9 @@ struct Lanes {
   }
   static ME_INLINE Lanes abs(const Lanes& a) {
     return make([&](int i) { return __builtin_fabsf(a.v[i]); });
+  }
+  static ME_INLINE Lanes larger_bits(const Lanes& a, const Lanes& b) {
+    return make([&](int i) { return FloatMath::larger_bits(a.v[i], b.v[i]); });
   }
   static ME_INLINE Lanes exp(const Lanes& a) {
     return make([&](int i) { return exp_lanes<FloatMath>(a.v[i]); });

@@ -61,11 +61,12 @@ struct Avx2Lanes {
     });
   }
 
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
+  static ME_INLINE V::Ints quantise(const V& x, int8_t* q) {
     const __m256i a = _mm256_cvtps_epi32(x.v[0]);
     const __m256i b = _mm256_cvtps_epi32(x.v[1]);
-    return store_bytes(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1),
-                       _mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1), q);
+    store_bytes(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1),
+                _mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1), q);
+    return {{a, b}};
   }
 };
 

@@ -9,6 +9,19 @@ namespace mamba_edge {
 namespace {
 struct Avx512 : xsimd::avx512bw {
   static ME_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+  static ME_INLINE __m512 raise_or_zero(__m512 p, __m512 shifted, float least) {
+    const __mmask16 large = _mm512_cmp_ps_mask(shifted, _mm512_set1_ps(least), _CMP_NLT_US);
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(large, _mm512_castps_si512(p), power));
+  }
+  // a / b for b from 1 on, within 2 ulp, by an estimate of 1 / b and one Newton step; 0 for b from 2^126 on,
+  // whose inverse is no normal number.
+  static ME_INLINE __m512 div(__m512 a, __m512 b) {
+    const __mmask16 normal = _mm512_cmp_ps_mask(b, _mm512_set1_ps(0x1p126f), _CMP_NGE_UQ);
+    const __m512 estimate = _mm512_rcp14_ps(b);
+    const __m512 off = _mm512_fnmadd_ps(b, estimate, _mm512_set1_ps(1.0f));
+    return _mm512_maskz_mul_ps(normal, a, _mm512_fmadd_ps(off, estimate, estimate));
+  }
 };
 }  // namespace
 }  // namespace mamba_edge
@@ -54,10 +67,11 @@ struct Avx512Lanes {
     return r;
   }
 
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
-    const __m512i a = _mm512_cvtps_epi32(x.v[0]);
-    return store_bytes(_mm512_castsi512_si128(a), _mm512_extracti32x4_epi32(a, 1),
-                       _mm512_extracti32x4_epi32(a, 2), _mm512_extracti32x4_epi32(a, 3), q);
+  static ME_INLINE V::Ints quantise(const V& x, int8_t* q) {
+    V::Ints r;
+    r.v[0] = _mm512_cvtps_epi32(x.v[0]);
+    _mm_store_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(r.v[0]));
+    return r;
   }
 };
 

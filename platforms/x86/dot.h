@@ -137,14 +137,10 @@ struct X86Dot {
   }
 };
 
-// Stores four registers' worth of int32 in [-128, 127] as sixteen bytes and returns their sum.
-ME_INLINE int32_t store_bytes(__m128i a, __m128i b, __m128i c, __m128i d, int8_t* q) {
+// Stores four registers' worth of int32 in [-128, 127] as sixteen bytes.
+ME_INLINE void store_bytes(__m128i a, __m128i b, __m128i c, __m128i d, int8_t* q) {
   _mm_store_si128(reinterpret_cast<__m128i*>(q),
                   _mm_packs_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
-  __m128i sum = _mm_add_epi32(_mm_add_epi32(a, b), _mm_add_epi32(c, d));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
-  return _mm_cvtsi128_si32(sum);
 }
 
 }  // namespace

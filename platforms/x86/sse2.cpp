@@ -111,9 +111,12 @@ struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
     });
   }
 
-  static ME_INLINE int32_t quantise(const V& x, int8_t* q) {
-    return store_bytes(_mm_cvtps_epi32(x.v[0]), _mm_cvtps_epi32(x.v[1]), _mm_cvtps_epi32(x.v[2]),
-                       _mm_cvtps_epi32(x.v[3]), q);
+  static ME_INLINE V::Ints quantise(const V& x, int8_t* q) {
+    V::Ints r;
+    ME_UNROLL
+    for (int i = 0; i < 4; ++i) r.v[i] = _mm_cvtps_epi32(x.v[i]);
+    store_bytes(r.v[0], r.v[1], r.v[2], r.v[3], q);
+    return r;
   }
 };
 
