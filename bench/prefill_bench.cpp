@@ -2,9 +2,8 @@
 //
 //   prefill_bench --benchmark_filter='peak|matmul_i8_i8/amx'
 //
-// `op/s` counts a multiplication and an addition as two. peak/<isa> repeats the instruction that a
-// table's int8 products are made of, on registers, with enough sums to hide its latency; the
-// products' `op/s` over that is the fraction of the arithmetic that they reach. A call covers 64
+// `op/s` counts a multiplication and an addition as two. peak/<isa> repeats what a table's int8 products
+// are made of, on registers, with enough sums to hide the latencies; the products' `op/s` over that is the fraction of the arithmetic that they reach. A call covers 64
 // rows at a time, as the engine's do, of a matrix that fits in the second cache.
 #include <benchmark/benchmark.h>
 
@@ -12,10 +11,6 @@
 
 #include "platforms/os/memory.h"
 #include "platforms/select.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace mamba_edge {
 namespace {
@@ -25,78 +20,12 @@ void count_operations(benchmark::State& state, double per_iteration) {
       benchmark::Counter(per_iteration, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-#if defined(__x86_64__)
-constexpr int kRounds = 1000;
-constexpr int kSums = 12;
-
-// One asm statement per instruction: the registers are named, so nothing is spilled between them.
-#define ME_TWELVE(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11)
-
-void peak_avx512vnni(benchmark::State& state) {
-  for (auto _ : state) {
-    for (int i = 0; i < kRounds; ++i) {
-#define ME_OP(n) "vpdpbusd %%zmm15, %%zmm14, %%zmm" #n "\n\t"
-      __asm__ volatile(ME_TWELVE(ME_OP)::
-                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                             "xmm9", "xmm10", "xmm11");
-#undef ME_OP
-    }
-  }
-  count_operations(state, 2.0 * 64 * kSums * kRounds);
+void peak(benchmark::State& state, const KernelTable* k) {
+  constexpr size_t kRounds = 1000;
+  uint64_t products = 0;
+  for (auto _ : state) products = k->peak_i8(kRounds);
+  count_operations(state, 2.0 * static_cast<double>(products));
 }
-
-void peak_avxvnni(benchmark::State& state) {
-  for (auto _ : state) {
-    for (int i = 0; i < kRounds; ++i) {
-#define ME_OP(n) "%{vex%} vpdpbusd %%ymm15, %%ymm14, %%ymm" #n "\n\t"
-      __asm__ volatile(ME_TWELVE(ME_OP)::
-                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                             "xmm9", "xmm10", "xmm11");
-#undef ME_OP
-    }
-  }
-  count_operations(state, 2.0 * 32 * kSums * kRounds);
-}
-
-// vpmaddubsw, vpmaddwd and vpaddd for 32 products.
-void peak_avx2(benchmark::State& state) {
-  for (auto _ : state) {
-    for (int i = 0; i < kRounds; ++i) {
-#define ME_OP(n)                             \
-  "vpmaddubsw %%ymm15, %%ymm14, %%ymm13\n\t" \
-  "vpmaddwd %%ymm15, %%ymm13, %%ymm13\n\t"   \
-  "vpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
-      __asm__ volatile(ME_TWELVE(ME_OP)::
-                           : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                             "xmm9", "xmm10", "xmm11", "xmm13");
-#undef ME_OP
-    }
-  }
-  count_operations(state, 2.0 * 32 * kSums * kRounds);
-}
-
-// Four sums, as two tiles of tokens by two of rows have.
-__attribute__((target("amx-tile,amx-int8"))) void peak_amx(benchmark::State& state) {
-  struct alignas(64) {
-    uint8_t palette = 1, unused[15] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  __asm__ volatile("ldtilecfg %0" ::"m"(config));
-  for (auto _ : state) {
-    for (int i = 0; i < kRounds; ++i) {
-      __asm__ volatile(
-          "tdpbssd %%tmm6, %%tmm4, %%tmm0\n\t"
-          "tdpbssd %%tmm6, %%tmm5, %%tmm1\n\t"
-          "tdpbssd %%tmm7, %%tmm4, %%tmm2\n\t"
-          "tdpbssd %%tmm7, %%tmm5, %%tmm3\n\t" ::
-              : "memory");
-    }
-  }
-  __asm__ volatile("tilerelease");
-  count_operations(state, 2.0 * 16 * 16 * 64 * 4 * kRounds);
-}
-#endif
 
 template <typename T>
 class Buffer {
@@ -200,19 +129,12 @@ void scan(benchmark::State& state, const KernelTable* k, bool mamba1, bool half,
 }
 
 const bool registered = [] {
-#if defined(__x86_64__)
-  if (select_table("amx") != nullptr) benchmark::RegisterBenchmark("peak/amx", peak_amx);
-  if (select_table("avx512vnni") != nullptr)
-    benchmark::RegisterBenchmark("peak/avx512vnni", peak_avx512vnni);
-  if (select_table("avxvnni") != nullptr)
-    benchmark::RegisterBenchmark("peak/avxvnni", peak_avxvnni);
-  if (select_table("avx2") != nullptr) benchmark::RegisterBenchmark("peak/avx2", peak_avx2);
-#endif
   size_t n = 0;
   const KernelTable* const* tables = available_tables(&n);
   for (size_t i = 0; i < n; ++i) {
     const KernelTable* k = tables[i];
     const std::string isa = k->isa;
+    benchmark::RegisterBenchmark(("peak/" + isa).c_str(), peak, k);
     for (const WeightType type : kQuantisedTypes) {
       for (const size_t cols : {size_t{1024}, size_t{2048}, size_t{4096}}) {
         for (const size_t tokens :

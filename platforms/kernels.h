@@ -175,6 +175,11 @@ using CopyFinite = void(const float* x, size_t n, float* out);
 // memory, which is what decode is measured against. n is a multiple of 64, data 64-byte aligned.
 using ReadWords = uint32_t(const uint8_t* data, size_t n);
 
+// Multiplies int8 numbers in registers, as fast as this table's instructions do it when nothing else
+// is done: what products with many tokens are measured against. Returns how many products it added up, a
+// multiple of `rounds`.
+using PeakI8 = uint64_t(size_t rounds);
+
 struct KernelTable {
   const char* isa;
 #define ME_KERNEL(Type, name) Type* name;

@@ -42,6 +42,9 @@ struct Row {
   double mean_tps = 0, sd_tps = 0;               // over rounds
   double median_ms = 0, p95_ms = 0, p99_ms = 0;  // of a step (decode), of the prompt (prefill)
   double bytes_per_token = 0, bandwidth_gbps = 0, memory_limit_gbps = 0, fraction_of_limit = 0;
+  // 10^9 operations a second of the matrix products, two for a weight; what the same threads reach with
+  // int8 numbers in registers (0 where products are not of int8 numbers).
+  double gops = 0, peak_gops = 0, fraction_of_peak = 0;
   uint64_t arena_bytes = 0, peak_rss_bytes = 0;
   double load_ms = 0;
 };
@@ -82,11 +85,30 @@ std::vector<std::pair<const uint8_t*, size_t>> weight_ranges(const EngineModel& 
   return ranges;
 }
 
-// Threads that read the weights.
+// Multiplications and additions of a token: the weights of all matrices but the head, and of the head.
+struct Operations {
+  double layers = 0, head = 0;
+};
+Operations operations(const EngineModel& model) {
+  const auto of = [](const Matrix& m) {
+    return m.data == nullptr ? 0.0 : 2.0 * m.shape.rows * m.shape.cols;
+  };
+  Operations n;
+  for (uint32_t i = 0; i < model.config.n_layer; ++i) {
+    const LayerWeights& w = model.weights.layers[i];
+    n.layers += of(w.in_proj) + of(w.x_proj) + of(w.dt_proj) + of(w.out_proj);
+  }
+  n.head = of(model.weights.head);
+  return n;
+}
+
+// Threads that read the weights, and multiply in registers.
 class Reader {
  public:
   Reader(const EngineModel& model, int threads)
-      : memory_(ThreadPool::required_bytes(threads) + 64), kernels_(*select_table(nullptr)) {
+      : memory_(ThreadPool::required_bytes(threads) + 64),
+        kernels_(*select_table(nullptr)),
+        own_kernels_(*model.kernels) {
     constexpr size_t kPiece = size_t{256} << 10;
     for (const auto& [data, bytes] : weight_ranges(model)) {
       bytes_ += bytes;
@@ -117,6 +139,31 @@ class Reader {
     return median(rates);
   }
 
+  // 10^9 operations a second that the model's own kernels reach with int8 numbers: the best of a few
+  // passes of some milliseconds.
+  double peak_gops() {
+    constexpr int kPasses = 5;
+    constexpr uint64_t kPieces = 64;
+    constexpr double kPassNs = 4e6;
+    double best = 0;
+    for (int i = 0; i < kPasses; ++i) {
+      products_ = 0;
+      const uint64_t start = monotonic_ns();
+      pool_->run(
+          kPieces,
+          [](void* self, size_t) {
+            auto& reader = *static_cast<Reader*>(self);
+            reader.products_ += reader.own_kernels_.peak_i8(reader.rounds_);
+          },
+          this);
+      const auto took = static_cast<double>(monotonic_ns() - start);
+      best = std::max(best, 2 * static_cast<double>(products_) / took);
+      const double scale = kPassNs / std::max(took, 1.0);
+      rounds_ = static_cast<size_t>(std::max(1.0, static_cast<double>(rounds_) * scale));
+    }
+    return best;
+  }
+
  private:
   double read_once() {
     const uint64_t start = monotonic_ns();
@@ -135,9 +182,12 @@ class Reader {
   std::vector<char> memory_;
   std::vector<std::pair<const uint8_t*, size_t>> pieces_;
   std::atomic<uint32_t> sink_{0};
-  const KernelTable& kernels_;
+  const KernelTable& kernels_;  // the fastest that this machine has
+  const KernelTable& own_kernels_;
   ThreadPool* pool_ = nullptr;
   uint64_t bytes_ = 0;
+  std::atomic<uint64_t> products_{0};
+  size_t rounds_ = 16;
 };
 
 struct OpenSession {
@@ -243,16 +293,18 @@ class Bench {
   void prefill(const EngineModel& model, EngineSession& session, Reader& reader, Row row) {
     std::vector<int32_t> ids(static_cast<size_t>(o_.prompt));
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = token(model, i);
-    std::vector<double> limits, ms;
+    std::vector<double> limits, peaks, ms;
     for (int64_t round = 0; round <= o_.rounds; ++round) {
       throw_if_interrupted();
       const double limit = reader.gigabytes_per_second();
+      const double peak = reader.peak_gops();
       session.reset();
       const uint64_t start = monotonic_ns();
       session.take_tokens(ids.data(), ids.size(), nullptr);
       const double took = static_cast<double>(monotonic_ns() - start) * 1e-6;
       if (round == 0) continue;  // warms up
       limits.push_back(limit);
+      peaks.push_back(peak);
       ms.push_back(took);
     }
     row.test = "prefill";
@@ -261,18 +313,24 @@ class Bench {
     row.bytes_per_token = static_cast<double>(chunks) *
                           static_cast<double>(step_bytes(session, reader)) /
                           static_cast<double>(ids.size());
-    finish(row, limits, ms, static_cast<double>(ids.size()), static_cast<double>(ids.size()));
+    const Operations per_token = operations(model);
+    const auto tokens = static_cast<double>(ids.size());
+    const double total = per_token.layers * tokens + per_token.head;  // logits of the last one only
+    finish(model, row, limits, peaks, ms, tokens, tokens, total / tokens);
   }
 
   void decode(const EngineModel& model, const std::vector<EngineSession*>& texts, Reader& reader,
               Row row) {
-    std::vector<double> limits, ms;
+    std::vector<double> limits, peaks, ms;
     EngineSession& lead = *texts[0];
     for (EngineSession* text : texts) text->reset();
     std::vector<int32_t> ids(texts.size());
     for (int64_t round = 0; round <= o_.rounds; ++round) {
-      const double limit = reader.gigabytes_per_second();
-      if (round > 0) limits.push_back(limit);
+      const double limit = reader.gigabytes_per_second(), peak = reader.peak_gops();
+      if (round > 0) {
+        limits.push_back(limit);
+        peaks.push_back(peak);
+      }
       for (int64_t i = 0; i < o_.generate; ++i) {
         throw_if_interrupted();
         for (size_t t = 0; t < ids.size(); ++t) {
@@ -294,12 +352,15 @@ class Bench {
     const auto batch = static_cast<double>(texts.size());
     row.bytes_per_token = static_cast<double>(reader.bytes()) / batch +
                           2 * static_cast<double>(lead.step_state_bytes());
-    finish(row, limits, ms, static_cast<double>(o_.generate) * batch, batch);
+    const Operations per_token = operations(model);
+    finish(model, row, limits, peaks, ms, static_cast<double>(o_.generate) * batch, batch,
+           per_token.layers + per_token.head);
   }
 
   // `ms`: times of `tokens_each` tokens each, `per_round` tokens in a round.
-  void finish(Row row, const std::vector<double>& limits, std::vector<double> ms, double per_round,
-              double tokens_each) {
+  void finish(const EngineModel& model, Row row, const std::vector<double>& limits,
+              const std::vector<double>& peaks, std::vector<double> ms, double per_round,
+              double tokens_each, double operations_per_token) {
     const auto in_round = static_cast<size_t>(per_round / tokens_each);
     std::vector<double> rates;
     for (size_t at = 0; at < ms.size(); at += in_round) {
@@ -320,6 +381,11 @@ class Bench {
     row.bandwidth_gbps = row.bytes_per_token * tokens_each / row.median_ms * 1e-6;
     row.memory_limit_gbps = median(limits);
     row.fraction_of_limit = row.bandwidth_gbps / row.memory_limit_gbps;
+    row.gops = operations_per_token * tokens_each / row.median_ms * 1e-6;
+    if (is_quantised(model.weights.layers[0].in_proj.shape.type)) {
+      row.peak_gops = median(peaks);
+      row.fraction_of_peak = row.gops / row.peak_gops;
+    }
     row.peak_rss_bytes = peak_resident_bytes();
     rows_.push_back(std::move(row));
   }
@@ -368,6 +434,9 @@ const Column kColumns[] = {
     {"bandwidth_gbps", [](const Row& r) { return number("%.2f", r.bandwidth_gbps); }},
     {"memory_limit_gbps", [](const Row& r) { return number("%.2f", r.memory_limit_gbps); }},
     {"fraction_of_limit", [](const Row& r) { return number("%.3f", r.fraction_of_limit); }},
+    {"gops", [](const Row& r) { return number("%.1f", r.gops); }},
+    {"peak_gops", [](const Row& r) { return number("%.1f", r.peak_gops); }},
+    {"fraction_of_peak", [](const Row& r) { return number("%.3f", r.fraction_of_peak); }},
     {"arena_bytes", [](const Row& r) { return std::to_string(r.arena_bytes); }},
     {"peak_rss_bytes", [](const Row& r) { return std::to_string(r.peak_rss_bytes); }},
     {"load_ms", [](const Row& r) { return number("%.1f", r.load_ms); }},

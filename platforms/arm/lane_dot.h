@@ -46,6 +46,12 @@ struct LaneDot : NeonIsa {
   static constexpr int kIntTokens = 4;
   static constexpr int32_t kZero8 = Op::kZero8;
 
+  static constexpr uint64_t kPeakProducts = 16;
+  static ME_INLINE int32x4_t peak_step(int32x4_t sum, int32x4_t& w) {
+    peak_opaque(w);
+    return Op::template add<0>(sum, Op::small(vreinterpretq_u8_s32(w)), vreinterpretq_s8_s32(w));
+  }
+
   // Activations of four steps per token.
   template <int T>
   static ME_INLINE void load_tokens(const int8_t* const* q, size_t i, int8x16_t (&a)[T]) {

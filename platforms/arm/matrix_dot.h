@@ -13,6 +13,12 @@ namespace mamba_edge {
 namespace {
 
 struct MatrixDot : LaneDot<Usdot> {
+  static constexpr uint64_t kPeakProducts = 32;
+  static ME_INLINE int32x4_t peak_step(int32x4_t sum, int32x4_t& w) {
+    peak_opaque(w);
+    return vusmmlaq_s32(sum, vreinterpretq_u8_s32(w), vreinterpretq_s8_s32(w));
+  }
+
   static constexpr int kIntTokens = 8;
   static constexpr int kMatrixTokens = 4;  // from how many on `usmmla` is worth its operands
 

@@ -11,6 +11,13 @@ struct NeonDot : NeonIsa {
   static constexpr int kIntTokens = 2;
   static constexpr int32_t kZero8 = 0;  // dot_i8 takes the zero off the weights themselves
 
+  static constexpr uint64_t kPeakProducts = 16;
+  static ME_INLINE PeakReg peak_step(PeakReg sum, PeakReg& w) {
+    peak_opaque(w);
+    const int8x16_t v = vreinterpretq_s8_s32(w);
+    return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(v), vget_low_s8(v)), v, v));
+  }
+
   static ME_INLINE int8x16_t step(const int8_t* q) {
     int32_t v;
     std::memcpy(&v, q, sizeof(v));

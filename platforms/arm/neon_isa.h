@@ -78,6 +78,10 @@ struct NeonIsa {
 
   static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
 
+  using PeakReg = int32x4_t;
+  static ME_INLINE PeakReg peak_fill(int32_t v) { return vdupq_n_s32(v); }
+  static ME_INLINE void peak_opaque(PeakReg& v) { __asm__ volatile("" : "+w"(v)); }
+
   static ME_INLINE V from_f16(const uint16_t* p) {
     const float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(p));
     const float16x8_t b = vreinterpretq_f16_u16(vld1q_u16(p + 8));

@@ -55,6 +55,20 @@ struct GenericIsa {
     return r;
   }
 
+  using PeakReg = Ints;
+  static constexpr uint64_t kPeakProducts = kLanes;
+  static ME_INLINE Ints peak_fill(int32_t v) { return broadcast_int(v); }
+  static ME_INLINE void peak_opaque(Ints& v) { __asm__ volatile("" : "+m"(v)); }
+  static ME_INLINE Ints peak_step(Ints sum, Ints& w) {
+    peak_opaque(w);
+    for (int i = 0; i < kLanes; ++i) {
+      const int product = static_cast<int8_t>(w.v[i]) * static_cast<int8_t>(w.v[i] >> 8);
+      sum.v[i] =
+          static_cast<int32_t>(static_cast<uint32_t>(sum.v[i]) + static_cast<uint32_t>(product));
+    }
+    return sum;
+  }
+
   // Rebiases the exponent; subnormals go through a subtraction that makes them normal, and is
   // exact.
   static ME_INLINE V from_f16(const uint16_t* p) {

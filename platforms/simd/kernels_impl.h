@@ -14,6 +14,9 @@
 //     zero (dot_i8: kZero8).
 //   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
 //     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 or int4.
+//   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
+//     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
+//     compiler leaves steps out.
 //   kFloatTokens, kIntTokens: tokens that one reading of the weights serves, a power of two, by how
 //     many sums fit in the registers.
 //
@@ -519,6 +522,20 @@ struct Kernels {
       total += static_cast<uint32_t>(v[0][k]) + static_cast<uint32_t>(v[1][k]);
     }
     return total;
+  }
+
+  static uint64_t peak_i8(size_t rounds) {
+    constexpr int kSums = 12;  // their latencies overlap
+    typename Isa::PeakReg sum[kSums], w = Isa::peak_fill(0x01020304);
+    ME_UNROLL
+    for (int i = 0; i < kSums; ++i) sum[i] = Isa::peak_fill(0);
+    for (size_t round = 0; round < rounds; ++round) {
+      ME_UNROLL
+      for (int i = 0; i < kSums; ++i) sum[i] = Isa::peak_step(sum[i], w);
+    }
+    ME_UNROLL
+    for (int i = 0; i < kSums; ++i) Isa::peak_opaque(sum[i]);
+    return rounds * kSums * Isa::kPeakProducts;
   }
 
   // ---- recurrences ----

@@ -284,6 +284,18 @@ void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
   _tile_release();
 }
 
+uint64_t peak_i8(size_t rounds) {
+  configure(kTileInputs);
+  for (size_t i = 0; i < rounds; ++i) {
+    _tile_dpbssd(0, 2, 4);
+    _tile_dpbssd(1, 2, 5);
+    _tile_dpbssd(0, 3, 6);
+    _tile_dpbssd(1, 3, 7);
+  }
+  _tile_release();
+  return rounds * 4 * kTileTokens * kTileRows * kTileInputs;
+}
+
 // kKernel: the product's place in the table, for few tokens.
 template <WeightType kType, MatmulQuantised* KernelTable::*kKernel>
 void matmul(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
@@ -308,6 +320,7 @@ const KernelTable* amx_table() {
     t.matmul_i4_i8 = matmul<WeightType::int4, &KernelTable::matmul_i4_i8>;
     t.matmul_i3_i8 = matmul<WeightType::int3, &KernelTable::matmul_i3_i8>;
     t.matmul_i2_i8 = matmul<WeightType::int2, &KernelTable::matmul_i2_i8>;
+    t.peak_i8 = peak_i8;
     return t;
   }();
   return &table;

@@ -31,6 +31,16 @@ struct X86Dot {
 
   static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
 
+  using PeakReg = Reg;
+  static constexpr uint64_t kPeakProducts = R::kByteMultiply ? kRegBytes : kRegBytes / 2;
+  static ME_INLINE Reg peak_fill(int32_t v) { return R::set(v); }
+  static ME_INLINE void peak_opaque(Reg& v) { __asm__ volatile("" : "+x"(v)); }
+  static ME_INLINE Reg peak_step(Reg sum, Reg& w) {
+    peak_opaque(w);
+    const Reg pairs = R::kByteMultiply ? R::madd_bytes(w, w) : w;
+    return R::add32(sum, R::madd(pairs, R::set(0x00010001)));
+  }
+
   template <int T>
   static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     const Reg low_byte = R::set(0x00ff00ff);

@@ -28,6 +28,15 @@ struct VnniDot {
 
   static ME_INLINE Ints broadcast_int(int32_t value) { return Ints::broadcast(value); }
 
+  using PeakReg = Reg;
+  static constexpr uint64_t kPeakProducts = kRegBytes;
+  static ME_INLINE Reg peak_fill(int32_t v) { return R::set(v); }
+  static ME_INLINE void peak_opaque(Reg& v) { __asm__ volatile("" : "+x"(v)); }
+  static ME_INLINE Reg peak_step(Reg sum, Reg& w) {
+    peak_opaque(w);
+    return R::dot(sum, w, w);
+  }
+
   static ME_INLINE Reg inputs_of(const int8_t* q) {
     int32_t v;
     std::memcpy(&v, q, sizeof(v));

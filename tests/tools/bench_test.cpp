@@ -29,6 +29,9 @@ const std::vector<std::string> kColumns = {"model",
                                            "bandwidth_gbps",
                                            "memory_limit_gbps",
                                            "fraction_of_limit",
+                                           "gops",
+                                           "peak_gops",
+                                           "fraction_of_peak",
                                            "arena_bytes",
                                            "peak_rss_bytes",
                                            "load_ms"};
@@ -104,6 +107,14 @@ void expect_sane(const Json& row) {
   ASSERT_GT(limit, 0.005);
   EXPECT_LE(number("fraction_of_limit"), (bandwidth + 0.005) / (limit - 0.005) + 0.0005);
   EXPECT_GE(number("fraction_of_limit"), (bandwidth - 0.005) / (limit + 0.005) - 0.0005);
+  ASSERT_GT(number("gops"), 0);
+  if (number("peak_gops") > 0) {  // products are of int8 numbers
+    EXPECT_NEAR(
+        number("fraction_of_peak"), number("gops") / number("peak_gops"),
+        0.0005 + (0.05 + 0.05 * number("gops") / number("peak_gops")) / number("peak_gops"));
+  } else {
+    EXPECT_EQ(number("fraction_of_peak"), 0);
+  }
   EXPECT_LE(median, number("p95_ms"));
   EXPECT_LE(number("p95_ms"), number("p99_ms"));
   EXPECT_GT(number("mean_tps"), 0);
