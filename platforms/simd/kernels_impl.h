@@ -612,6 +612,7 @@ struct Kernels {
   static ME_INLINE void store_state(const V& v, uint16_t* p) { Isa::to_f16(v, p); }
 
   static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
+  static constexpr int kScanTokens = 2;  // of Mamba-2
 
   // dt = softplus(dt + bias) of B blocks and some tokens, to[token][B][16]. Softplus is one long chain of
   // operations; only several side by side do not wait for one another.
@@ -704,33 +705,48 @@ struct Kernels {
     }
   }
 
-  // B blocks of channels. Their sums over the state are chains that do not wait for one another, and
-  // they share the broadcasts of b and c. `first`: the state is not in the cache yet.
-  template <int B, typename State>
-  static ME_INLINE void mamba2_token(const Mamba2ScanArgs& args, State* state, size_t at, size_t t,
-                                     bool first) {
+  // B blocks of channels, T tokens. Their sums over the state are chains that do not wait for one another,
+  // blocks share the broadcasts of b and c, and tokens a reading of the state. `first`: the state is not
+  // in the cache yet.
+  template <int B, int T, typename State>
+  static ME_INLINE void mamba2_tokens(const Mamba2ScanArgs& args, State* state, size_t at, size_t t,
+                                      bool first) {
     const size_t n_state = args.d_state;
-    V decay[B], dt_x[B], y[B];
+    V decay[T][B], dt_x[T][B], y[T][B];
+    const float* b[T];
+    const float* c[T];
     ME_UNROLL
-    for (size_t i = 0; i < B; ++i) {
-      const size_t lane = at + i * kLanes;
-      decay[i] = V::load(args.decay + t * args.dt_stride + lane);
-      const V x = V::load(args.x + t * args.x_stride + lane);
-      dt_x[i] = V::load(args.dt + t * args.dt_stride + lane) * x;
-      y[i] = V::load(args.d + lane) * x;
+    for (size_t k = 0; k < T; ++k) {
+      ME_UNROLL
+      for (size_t i = 0; i < B; ++i) {
+        const size_t lane = at + i * kLanes;
+        decay[k][i] = V::load(args.decay + (t + k) * args.dt_stride + lane);
+        const V x = V::load(args.x + (t + k) * args.x_stride + lane);
+        dt_x[k][i] = V::load(args.dt + (t + k) * args.dt_stride + lane) * x;
+        y[k][i] = V::load(args.d + lane) * x;
+      }
+      b[k] = args.b + (t + k) * args.bc_stride;
+      c[k] = args.c + (t + k) * args.bc_stride;
     }
-    const float* b = args.b + t * args.bc_stride;
-    const float* c = args.c + t * args.bc_stride;
     const auto add = [&](size_t n, auto with_ahead) {
-      const V b_n = V::broadcast(b[n]), c_n = V::broadcast(c[n]);
+      V h[B];
       ME_UNROLL
       for (size_t i = 0; i < B; ++i) {
         State* p = state + (i * n_state + n) * kLanes;
         if constexpr (with_ahead()) read_ahead(p);
-        const V h = V::fma(decay[i], load_state(p), dt_x[i] * b_n);
-        store_state(h, p);
-        y[i] = V::fma(c_n, h, y[i]);
+        h[i] = load_state(p);
       }
+      ME_UNROLL
+      for (size_t k = 0; k < T; ++k) {
+        const V b_n = V::broadcast(b[k][n]), c_n = V::broadcast(c[k][n]);
+        ME_UNROLL
+        for (size_t i = 0; i < B; ++i) {
+          h[i] = V::fma(decay[k][i], h[i], dt_x[k][i] * b_n);
+          y[k][i] = V::fma(c_n, h[i], y[k][i]);
+        }
+      }
+      ME_UNROLL
+      for (size_t i = 0; i < B; ++i) store_state(h[i], state + (i * n_state + n) * kLanes);
     };
     if (first) {
       for (size_t n = 0; n < n_state; ++n) add(n, std::true_type{});
@@ -738,16 +754,23 @@ struct Kernels {
       for (size_t n = 0; n < n_state; ++n) add(n, std::false_type{});
     }
     ME_UNROLL
-    for (size_t i = 0; i < B; ++i) y[i].store(args.y + t * args.y_stride + at + i * kLanes);
+    for (size_t k = 0; k < T; ++k) {
+      ME_UNROLL
+      for (size_t i = 0; i < B; ++i) {
+        y[k][i].store(args.y + (t + k) * args.y_stride + at + i * kLanes);
+      }
+    }
   }
 
   template <typename State>
   static ME_INLINE void mamba2_scan_as(const Mamba2ScanArgs& args, State* states) {
+    // A state in binary16 is rounded after every token.
+    constexpr int kTokens = std::is_same_v<State, float> ? kScanTokens : 1;
     in_blocks<kScanBlocks>(args.blocks, [&](auto n, size_t block) {
       State* state = states + block * args.d_state * kLanes;
-      for (size_t t = 0; t < args.tokens; ++t) {
-        mamba2_token<n()>(args, state, block * kLanes, t, t == 0);
-      }
+      in_blocks<kTokens>(args.tokens, [&](auto tokens, size_t t) {
+        mamba2_tokens<n(), tokens()>(args, state, block * kLanes, t, t == 0);
+      });
     });
   }
 
