@@ -183,10 +183,22 @@ void row(benchmark::State& state, const KernelTable* k, const std::string& name)
     });
   } else if (name == "arg_max") {
     measure([&] { benchmark::DoNotOptimize(k->arg_max(x.data(), kN)); });
+  } else if (name == "find_above") {
+    measure([&] { benchmark::DoNotOptimize(k->find_above(x.data(), 0, kN, 1.0f)); });
+  } else if (name == "copy_finite") {
+    measure([&] { k->copy_finite(x.data(), kN, out.data()); });
   } else {
     state.SkipWithError("no such kernel");
   }
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) * static_cast<int64_t>(kN));
+}
+
+// Items are multiplications of int8 numbers.
+void peak(benchmark::State& state, const KernelTable* k) {
+  constexpr size_t kRounds = 1000;
+  uint64_t products = 0;
+  for (auto _ : state) products += k->peak_i8(kRounds);
+  state.SetItemsProcessed(static_cast<int64_t>(products));
 }
 
 void conv(benchmark::State& state, const KernelTable* k) {
@@ -378,11 +390,12 @@ const bool registered = [] {
       register_layers(registry, k, model);
     }
     registry.add("quantise_i8", k, "", quantise, k);
-    for (const std::string name :
-         {"rms_norm", "layer_norm", "add_rows", "scale", "dt_decay", "gate_norm", "arg_max"}) {
+    for (const std::string name : {"rms_norm", "layer_norm", "add_rows", "scale", "dt_decay",
+                                   "gate_norm", "arg_max", "find_above", "copy_finite"}) {
       registry.add(name, k, "", row, k, name);
     }
     registry.add("conv_silu", k, "", conv, k);
+    registry.add("peak_i8", k, "", peak, k);
     for (const std::string model : {"mamba-130m", "mamba-370m", "mamba2-130m", "mamba2-370m"}) {
       const ModelConfig config = tools::synthetic_config(model);
       for (const bool half : {false, true}) {
