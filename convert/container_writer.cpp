@@ -7,11 +7,15 @@
 
 #include "convert/error.h"
 #include "engine/little_endian.h"
+#include "quant/sorted.h"
 
 namespace mamba_edge::convert {
 namespace {
 
 using namespace format;
+
+constexpr size_t kFrameBytes =
+    1u << 20;  // of row blocks in a frame, or one row block, or a little more
 
 // Fixed-width fields, one after the other.
 class Bytes {
@@ -39,7 +43,7 @@ class Bytes {
 
 }  // namespace
 
-Compressed compress_frame(std::span<const uint8_t> raw, int level) {
+Compressed compress_frame(std::span<const uint8_t> raw, int level, std::span<const size_t> ends) {
   struct Free {
     void operator()(ZSTD_CCtx* c) const { ZSTD_freeCCtx(c); }
   };
@@ -47,18 +51,71 @@ Compressed compress_frame(std::span<const uint8_t> raw, int level) {
   if (!context) throw Error("zstd: out of memory");
   ZSTD_CCtx_setParameter(context.get(), ZSTD_c_compressionLevel, level);
   ZSTD_CCtx_setParameter(context.get(), ZSTD_c_checksumFlag, 1);
+  ZSTD_CCtx_setPledgedSrcSize(context.get(), raw.size());
   Compressed result;
   result.raw_bytes = static_cast<uint32_t>(raw.size());
-  result.frame.resize(ZSTD_compressBound(raw.size()));
-  const size_t n = ZSTD_compress2(context.get(), result.frame.data(), result.frame.size(),
-                                  raw.data(), raw.size());
-  if (ZSTD_isError(n)) throw Error(std::string("zstd: ") + ZSTD_getErrorName(n));
-  result.frame.resize(n);
+  constexpr size_t kBlockHeader = 3;  // an end costs no more than one
+  result.frame.resize(ZSTD_compressBound(raw.size()) + ends.size() * kBlockHeader);
+  ZSTD_inBuffer in{raw.data(), 0, 0};
+  ZSTD_outBuffer out{result.frame.data(), result.frame.size(), 0};
+  const auto compress = [&](size_t end, ZSTD_EndDirective directive) {
+    in.size = end;
+    const size_t left = ZSTD_compressStream2(context.get(), &out, &in, directive);
+    if (ZSTD_isError(left)) throw Error(std::string("zstd: ") + ZSTD_getErrorName(left));
+    if (left != 0) throw Error("zstd: the frame does not fit its bound");
+  };
+  for (const size_t end : ends) compress(end, ZSTD_e_flush);
+  compress(raw.size(), ZSTD_e_end);
+  result.frame.resize(out.pos);
   return result;
 }
 
-ContainerWriter::ContainerWriter(std::filesystem::path path, int zstd_level, bool store)
-    : file_(std::move(path)), level_(zstd_level), store_(store) {
+std::vector<Compressed> compress_row_blocks(std::span<const uint8_t> raw, const MatrixShape& shape,
+                                            Encoding encoding, int level) {
+  const size_t block_bytes = shape.row_block_bytes(), blocks = raw.size() / block_bytes;
+  const size_t pieces = (raw.size() + kFrameBytes - 1) / kFrameBytes;
+  std::vector<Compressed> frames;
+  if (block_bytes > kMaxFrameRaw) {  // too large to sort; cut anywhere
+    for (size_t at = 0; at < raw.size(); at += kMaxFrameRaw) {
+      frames.push_back(
+          compress_frame(raw.subspan(at, std::min<size_t>(kMaxFrameRaw, raw.size() - at)), level));
+    }
+    return frames;
+  }
+  const size_t per_frame = std::max<size_t>(1, (blocks + pieces - 1) / std::max<size_t>(1, pieces));
+  std::vector<uint8_t> sorted;
+  for (size_t block = 0; block < blocks; block += per_frame) {
+    const size_t n = std::min(per_frame, blocks - block);
+    const auto piece = raw.subspan(block * block_bytes, n * block_bytes);
+    if (encoding != Encoding::sorted) {
+      frames.push_back(compress_frame(piece, level));
+      continue;
+    }
+    sorted.resize(piece.size());
+    sort_row_blocks(shape, n, piece.data(), sorted.data());
+    size_t ends[kMostRuns];
+    const size_t runs = sorted_runs(shape, n, ends);
+    for (size_t i = 1; i < runs; ++i) ends[i] += ends[i - 1];
+    frames.push_back(compress_frame(sorted, level, {ends, runs - 1}));
+  }
+  return frames;
+}
+
+EncodingChoice choose_encoding(std::span<const uint8_t> raw, const MatrixShape& shape, int level) {
+  const auto bytes = [&](Encoding encoding) {
+    uint64_t sum = 0;
+    for (const Compressed& c : compress_row_blocks(raw, shape, encoding, level))
+      sum += c.frame.size();
+    return sum;
+  };
+  const EncodingChoice plain{Encoding::zstd, bytes(Encoding::zstd)};
+  if (shape.row_block_bytes() > kMaxFrameRaw) return plain;
+  const EncodingChoice sorted{Encoding::sorted, bytes(Encoding::sorted)};
+  return sorted.stored_bytes < plain.stored_bytes ? sorted : plain;
+}
+
+ContainerWriter::ContainerWriter(std::filesystem::path path, int zstd_level)
+    : file_(std::move(path)), level_(zstd_level) {
   const std::vector<uint8_t> header(kHeaderBytes, 0);  // finish() writes the real one
   write(header.data(), header.size());
 }
@@ -70,11 +127,11 @@ void ContainerWriter::write(const void* bytes, size_t n) {
 
 // Starts a blob. A raw one is the content of a skippable frame, whose size must be known first,
 // padded in front so that the bytes are aligned.
-void ContainerWriter::begin_blob(Blob* blob, bool raw, uint64_t raw_bytes) {
+void ContainerWriter::begin_blob(Blob* blob, Encoding encoding, uint64_t raw_bytes) {
   blob->first_frame = static_cast<uint32_t>(frames_.size());
-  blob->encoding = raw ? Encoding::raw : Encoding::zstd;
+  blob->encoding = encoding;
   checksum_ = {};
-  if (!raw) return;
+  if (encoding != Encoding::raw) return;
   const uint64_t content = offset_ + kFrameHeaderBytes;
   const uint64_t padding = round_up<uint64_t>(content, kBlockAlign) - content;
   if (padding + raw_bytes > std::numeric_limits<uint32_t>::max()) {
@@ -93,7 +150,7 @@ void ContainerWriter::add_section(const char* id, bool required, std::span<const
   Entry entry;
   entry.name = id;
   entry.required = required;
-  begin_blob(&entry.blob, false, bytes.size());
+  begin_blob(&entry.blob, Encoding::zstd, bytes.size());
   for (size_t at = 0; at < bytes.size(); at += kMaxFrameRaw) {
     const auto piece = bytes.subspan(at, std::min<size_t>(kMaxFrameRaw, bytes.size() - at));
     const Compressed c = compress_frame(piece, level_);
@@ -107,7 +164,8 @@ void ContainerWriter::add_section(const char* id, bool required, std::span<const
 }
 
 void ContainerWriter::begin_tensor(const std::string& name, bool is_matrix,
-                                   const MatrixShape& shape, uint32_t logical_cols, float scale) {
+                                   const MatrixShape& shape, uint32_t logical_cols, float scale,
+                                   Encoding encoding) {
   Entry entry;
   entry.name = name;
   entry.is_matrix = is_matrix;
@@ -116,13 +174,13 @@ void ContainerWriter::begin_tensor(const std::string& name, bool is_matrix,
   entry.scale = scale;
   tensor_start_ = offset_;
   entry.blob.raw_bytes = is_matrix ? shape.bytes() : vector_bytes(shape.rows);
-  begin_blob(&entry.blob, store_, entry.blob.raw_bytes);
+  begin_blob(&entry.blob, encoding, entry.blob.raw_bytes);
   tensors_.push_back(std::move(entry));
 }
 
 void ContainerWriter::append(std::span<const uint8_t> raw, const std::vector<Compressed>& frames) {
   checksum_.update(raw.data(), raw.size());
-  if (store_) {
+  if (tensors_.back().blob.encoding == Encoding::raw) {
     write(raw.data(), raw.size());
     return;
   }

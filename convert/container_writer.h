@@ -22,23 +22,35 @@ struct Compressed {
   std::vector<uint8_t> frame;  // one zstd frame with content size and checksum
 };
 
-// Compresses up to format::kMaxFrameRaw bytes. Thread-safe.
-Compressed compress_frame(std::span<const uint8_t> raw, int level);
+// Compresses up to format::kMaxFrameRaw bytes. `ends`: where a new zstd block starts, ascending, so
+// that bytes on both sides are coded apart. Thread-safe, as is what follows.
+Compressed compress_frame(std::span<const uint8_t> raw, int level,
+                          std::span<const size_t> ends = {});
+
+// The frames, of about a megabyte each, of a run of whole row blocks. `encoding` is zstd or sorted.
+std::vector<Compressed> compress_row_blocks(std::span<const uint8_t> raw, const MatrixShape& shape,
+                                            Encoding encoding, int level);
+
+// The encoding, zstd or sorted, in which these row blocks take less room; and how much.
+struct EncodingChoice {
+  Encoding encoding = Encoding::zstd;
+  uint64_t stored_bytes = 0;
+};
+EncodingChoice choose_encoding(std::span<const uint8_t> raw, const MatrixShape& shape, int level);
 
 class ContainerWriter {
  public:
-  ContainerWriter(std::filesystem::path path, int zstd_level, bool store);
+  ContainerWriter(std::filesystem::path path, int zstd_level);
   ContainerWriter(const ContainerWriter&) = delete;
   ContainerWriter& operator=(const ContainerWriter&) = delete;
 
   // A section, whole. `id` has four letters.
   void add_section(const char* id, bool required, std::span<const uint8_t> bytes);
 
-  // A tensor: begin, its bytes in order (compressed frames, or, in a store container, raw), end.
-  // For a vector the shape has type f32, rows, cols 1.
+  // A tensor: begin, its bytes in order (as frames in its encoding, or, where that is raw, as they
+  // are), end. For a vector the shape has type f32, rows, cols 1.
   void begin_tensor(const std::string& name, bool is_matrix, const MatrixShape& shape,
-                    uint32_t logical_cols, float scale);
-  bool stores_raw() const { return store_; }
+                    uint32_t logical_cols, float scale, Encoding encoding);
   void append(std::span<const uint8_t> raw, const std::vector<Compressed>& frames);
   // Returns the bytes that the tensor takes in the file.
   uint64_t end_tensor();
@@ -62,12 +74,11 @@ class ContainerWriter {
     float scale = 1;
     Blob blob;
   };
-  void begin_blob(Blob* blob, bool raw, uint64_t raw_bytes);
+  void begin_blob(Blob* blob, Encoding encoding, uint64_t raw_bytes);
   void write(const void* bytes, size_t n);
 
   OutputFile file_;
   int level_;
-  bool store_;
   uint64_t offset_ = 0;
   std::vector<Entry> sections_, tensors_;
   std::vector<FrameEntry> frames_;

@@ -29,7 +29,6 @@ namespace mamba_edge::convert {
 namespace {
 
 constexpr size_t kPanelFloats = 1u << 20;  // elements of a panel
-constexpr size_t kFrameBytes = 1u << 20;   // raw bytes of a compressed frame
 constexpr size_t kSampledBlocks = 16;      // of 16 rows, by which types of a matrix are judged
 
 // One published tensor, read in packed order.
@@ -177,7 +176,7 @@ class Converter {
     const ModelConfig& config = report_.config;
     const uint32_t n = tensor_count(config);
     writer_.reset();
-    writer_ = std::make_unique<ContainerWriter>(o_.output, o_.zstd_level, o_.store);
+    writer_ = std::make_unique<ContainerWriter>(o_.output, o_.zstd_level);
     report_.tensors.clear();
     report_.warnings.resize(first_warning_);
     report_.packed_bytes = 0;
@@ -265,11 +264,8 @@ class Converter {
       }
       a.bytes = static_cast<double>(shape.bytes());
       if (o_.target_bytes && !o_.store) {
-        double compressed = 0;
-        for (const Compressed& c : compress(sample)) {
-          compressed += static_cast<double>(c.frame.size());
-        }
-        a.bytes *= compressed / static_cast<double>(sample.size());
+        a.bytes *= static_cast<double>(choose_encoding(sample, shape, o_.zstd_level).stored_bytes) /
+                   static_cast<double>(sample.size());
       }
       // Between 16 bits and 32 there is nothing left to measure.
       if (!is_quantised(a.type)) continue;
@@ -586,25 +582,26 @@ class Converter {
     hash_.update(&result.hash, sizeof result.hash);
     const std::span<const uint8_t> raw(reinterpret_cast<const uint8_t*>(values.data()),
                                        values.size() * 4);
-    writer_->begin_tensor(entry->name, false, {WeightType::f32, spec.rows, 1, 1}, 1, 1.0f);
-    append(raw);
+    const MatrixShape shape{WeightType::f32, spec.rows, 1, 1};
+    const Encoding encoding = encoding_of(raw, shape);
+    writer_->begin_tensor(entry->name, false, shape, 1, 1.0f, encoding);
+    writer_->append(raw, compress(raw, shape, encoding));
     entry->type = type_name(WeightType::f32);
     entry->raw_bytes = raw.size();
     entry->stored_bytes = writer_->end_tensor();
     add_progress(spec.rows);
   }
 
-  std::vector<Compressed> compress(std::span<const uint8_t> raw) const {
-    std::vector<Compressed> frames;
-    if (o_.store) return frames;
-    for (size_t at = 0; at < raw.size(); at += kFrameBytes) {
-      frames.push_back(compress_frame(
-          raw.subspan(at, std::min<size_t>(kFrameBytes, raw.size() - at)), o_.zstd_level));
-    }
-    return frames;
+  // The encoding of a tensor, by some of its row blocks.
+  Encoding encoding_of(std::span<const uint8_t> raw, const MatrixShape& shape) const {
+    return o_.store ? Encoding::raw : choose_encoding(raw, shape, o_.zstd_level).encoding;
   }
 
-  void append(std::span<const uint8_t> raw) { writer_->append(raw, compress(raw)); }
+  std::vector<Compressed> compress(std::span<const uint8_t> raw, const MatrixShape& shape,
+                                   Encoding encoding) const {
+    if (encoding == Encoding::raw) return {};
+    return compress_row_blocks(raw, shape, encoding, o_.zstd_level);
+  }
 
   void pack_matrix(uint32_t index, const TensorSpec& spec, const Source& source,
                    TensorReport* entry) {
@@ -654,8 +651,9 @@ class Converter {
                    damping(report_.config, spec.role));
     }
 
-    // Second pass: encode and compress a few panels at a time, write them in order.
-    writer_->begin_tensor(entry->name, true, shape, spec.cols, scale);
+    // Second pass: encode and compress a few panels at a time, write them in order. The first panel
+    // decides the encoding of all.
+    Encoding encoding = Encoding::raw;
     struct Panel {
       std::vector<uint8_t> raw;
       std::vector<Compressed> frames;
@@ -681,8 +679,13 @@ class Converter {
                                                                shape.cols, out, &panel.output_error)
                               : encode_row_block(shape, scale, rows, shape.cols, out));
         }
-        panel.frames = compress(panel.raw);
       });
+      if (first == 0) {
+        encoding = encoding_of(work[0].raw, shape);
+        writer_->begin_tensor(entry->name, true, shape, spec.cols, scale, encoding);
+      }
+      parallel_for(o_.threads, work.size(),
+                   [&](size_t i) { work[i].frames = compress(work[i].raw, shape, encoding); });
       for (size_t i = 0; i < work.size(); ++i) {
         writer_->append(work[i].raw, work[i].frames);
         entry->error.add(work[i].error);

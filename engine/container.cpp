@@ -12,6 +12,7 @@
 
 #include "engine/little_endian.h"
 #include "engine/xxh64.h"
+#include "quant/sorted.h"
 
 namespace mamba_edge {
 namespace {
@@ -199,7 +200,6 @@ Container& Container::operator=(Container&& other) noexcept {
   tensors_ = other.tensors_;
   frames_ = other.frames_;
   names_ = other.names_;
-  max_stored_frame_ = other.max_stored_frame_;
   fingerprint_ = other.fingerprint_;
   config_ = other.config_;
   return *this;
@@ -316,6 +316,9 @@ Status Container::parse_directory() {
     const std::string_view id(reinterpret_cast<const char*>(p), 4);
     Blob blob;
     ME_TRY(parse_blob(p + 8, id, &blob));
+    if (blob.encoding == Encoding::sorted) {
+      return damaged("section \"%.4s\" is sorted, as only tensors can be", id.data());
+    }
     const bool known = id == "CONF" || id == "TOKN" || id == "PROV";
     if (!known && (load_le<uint32_t>(p + 4) & kSectionRequired) != 0) {
       return Status::error(MAMBA_EDGE_UNSUPPORTED,
@@ -333,7 +336,6 @@ Status Container::check_frames() {
         f.stored_bytes > directory_offset_ - f.offset) {
       return damaged("frame %u lies outside the file's data", i);
     }
-    if (f.stored_bytes > max_stored_frame_) max_stored_frame_ = f.stored_bytes;
   }
   return {};
 }
@@ -347,7 +349,7 @@ Status Container::parse_blob(const uint8_t* p, std::string_view what, Blob* out)
   blob.n_frames = cursor.u32();
   const uint32_t encoding = cursor.u32();
   const int width = clip(what);
-  if (encoding > static_cast<uint32_t>(Encoding::zstd)) {
+  if (encoding > static_cast<uint32_t>(Encoding::sorted)) {
     return Status::error(MAMBA_EDGE_UNSUPPORTED,
                          "%s: \"%.*s\" has encoding %u, which this version does not know", path_,
                          width, what.data(), encoding);
@@ -370,7 +372,7 @@ Status Container::parse_blob(const uint8_t* p, std::string_view what, Blob* out)
                      static_cast<unsigned long long>(f.offset));
     }
   }
-  const bool one_run = blob.encoding == Encoding::zstd || blob.n_frames <= 1;
+  const bool one_run = blob.encoding != Encoding::raw || blob.n_frames <= 1;
   if (raw != blob.raw_bytes || !one_run) {
     return damaged("the frames of \"%.*s\" hold %llu bytes; %llu expected", width, what.data(),
                    static_cast<unsigned long long>(raw),
@@ -425,6 +427,13 @@ Status Container::check_tensors() {
                      static_cast<unsigned long long>(blob.raw_bytes),
                      static_cast<unsigned long long>(expected));
     }
+    for (uint32_t f = 0; blob.encoding == Encoding::sorted && f < blob.n_frames; ++f) {
+      const uint32_t raw = frame(blob.first_frame + f).raw_bytes;
+      if (raw % shape.row_block_bytes() != 0) {
+        return damaged("sorted frame %u of \"%.*s\" has %u bytes, and a row block %zu", f, width,
+                       name.data(), raw, shape.row_block_bytes());
+      }
+    }
   }
   return check_names();
 }
@@ -475,6 +484,7 @@ TensorEntry Container::tensor(uint32_t index) const {
   t.shape.rotation = cursor.u32();
   const Status parsed = parse_blob(p + 40, t.name, &t.blob);  // checked when the file was opened
   if (!parsed.ok()) t.blob = {};
+  t.blob.shape = t.shape;
   return t;
 }
 
@@ -514,55 +524,72 @@ uint64_t Container::stored_bytes(const Blob& blob) const {
   return sum;
 }
 
-Status Container::read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* out,
-                             uint8_t* scratch, std::string_view what) const {
-  const FrameEntry f = frame(blob.first_frame + index_in_blob);
+FrameReader::~FrameReader() {
+  std::free(scratch_);
+  ZSTD_freeDCtx(context_);
+}
+
+Status FrameReader::reserve(size_t bytes) {
+  if (scratch_ == nullptr || scratch_bytes_ < bytes) {
+    std::free(scratch_);
+    scratch_ = static_cast<uint8_t*>(std::malloc(std::max<size_t>(bytes, 1)));
+    scratch_bytes_ = scratch_ == nullptr ? 0 : bytes;
+  }
+  if (context_ == nullptr) context_ = ZSTD_createDCtx();
+  if (scratch_ == nullptr || context_ == nullptr) {
+    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %zu bytes",
+                         c_.path(), bytes);
+  }
+  return {};
+}
+
+Status FrameReader::read(const Blob& blob, uint32_t index_in_blob, uint8_t* out,
+                         std::string_view what) {
+  const FrameEntry f = c_.frame(blob.first_frame + index_in_blob);
   const int width = clip(what);
-  uint8_t* target = blob.encoding == Encoding::raw ? out : scratch;
-  if (const int error = file_read(file_, f.offset, target, f.stored_bytes)) {
-    return Status::error(MAMBA_EDGE_IO, "%s: cannot read \"%.*s\": %s", path_, width, what.data(),
-                         std::strerror(error));
+  const bool is_sorted = blob.encoding == Encoding::sorted;
+  uint8_t* target = out;
+  if (blob.encoding != Encoding::raw) {
+    ME_TRY(reserve(size_t{f.stored_bytes} + (is_sorted ? f.raw_bytes : 0)));
+    target = scratch_;
+  }
+  if (const int error = file_read(c_.file(), f.offset, target, f.stored_bytes)) {
+    return Status::error(MAMBA_EDGE_IO, "%s: cannot read \"%.*s\": %s", c_.path(), width,
+                         what.data(), std::strerror(error));
   }
   if (blob.encoding == Encoding::raw) return {};
   // The frame must be exactly what the directory says: a frame with a checksum (RFC 8878,
   // section 3.1.1.1.1: bit 2 of the byte behind the magic number), of this size, and nothing after
   // it.
-  if (f.stored_bytes < 5 || load_le<uint32_t>(scratch) != ZSTD_MAGICNUMBER ||
-      (scratch[4] & 4) == 0 || ZSTD_getFrameContentSize(scratch, f.stored_bytes) != f.raw_bytes ||
-      ZSTD_findFrameCompressedSize(scratch, f.stored_bytes) != f.stored_bytes) {
-    return damaged("\"%.*s\", frame %u is not a zstd frame of %u bytes with a checksum", width,
-                   what.data(), index_in_blob, f.raw_bytes);
+  if (f.stored_bytes < 5 || load_le<uint32_t>(scratch_) != ZSTD_MAGICNUMBER ||
+      (scratch_[4] & 4) == 0 || ZSTD_getFrameContentSize(scratch_, f.stored_bytes) != f.raw_bytes ||
+      ZSTD_findFrameCompressedSize(scratch_, f.stored_bytes) != f.stored_bytes) {
+    return c_.damaged("\"%.*s\", frame %u is not a zstd frame of %u bytes with a checksum", width,
+                      what.data(), index_in_blob, f.raw_bytes);
   }
-  const size_t n = ZSTD_decompress(out, f.raw_bytes, scratch, f.stored_bytes);
+  uint8_t* content = is_sorted ? scratch_ + f.stored_bytes : out;
+  const size_t n = ZSTD_decompressDCtx(context_, content, f.raw_bytes, scratch_, f.stored_bytes);
   if (ZSTD_isError(n) || n != f.raw_bytes) {
-    return damaged("\"%.*s\", frame %u: %s", width, what.data(), index_in_blob,
-                   ZSTD_isError(n) ? ZSTD_getErrorName(n) : "wrong size");
+    return c_.damaged("\"%.*s\", frame %u: %s", width, what.data(), index_in_blob,
+                      ZSTD_isError(n) ? ZSTD_getErrorName(n) : "wrong size");
+  }
+  if (is_sorted) {
+    unsort_row_blocks(blob.shape, f.raw_bytes / blob.shape.row_block_bytes(), content, out);
   }
   return {};
 }
 
 Status Container::read_blob(const Blob& blob, uint8_t* out, std::string_view what) const {
-  uint32_t largest = 1;
-  for (uint32_t i = 0; i < blob.n_frames; ++i) {
-    const uint32_t stored = frame(blob.first_frame + i).stored_bytes;
-    if (blob.encoding != Encoding::raw && stored > largest) largest = stored;
-  }
-  auto* scratch = static_cast<uint8_t*>(std::malloc(largest));
-  if (scratch == nullptr) {
-    return Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %u bytes", path_,
-                         largest);
-  }
-  Status status;
+  FrameReader reader(*this);
   uint64_t at = 0;
-  for (uint32_t i = 0; i < blob.n_frames && status.ok(); ++i) {
-    status = read_frame(blob, i, out + at, scratch, what);
+  for (uint32_t i = 0; i < blob.n_frames; ++i) {
+    ME_TRY(reader.read(blob, i, out + at, what));
     at += frame(blob.first_frame + i).raw_bytes;
   }
-  std::free(scratch);
-  if (status.ok() && xxh64(out, blob.raw_bytes) != blob.checksum) {
-    status = damaged("the checksum of \"%.*s\" does not match", clip(what), what.data());
+  if (xxh64(out, blob.raw_bytes) != blob.checksum) {
+    return damaged("the checksum of \"%.*s\" does not match", clip(what), what.data());
   }
-  return status;
+  return {};
 }
 
 }  // namespace mamba_edge

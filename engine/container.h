@@ -3,8 +3,9 @@
 //
 // In short: a legal sequence of zstd frames. A header (skippable frame) at offset 0 points at the
 // directory (skippable frame) at the end, which lists sections and tensors, each a blob of one or
-// more frames: ordinary zstd frames with content checksums, or one raw run of bytes inside a
-// skippable frame, 64-byte aligned, for mapping. This header has the layout, shared by reader and
+// more frames: ordinary zstd frames with content checksums, of the bytes or, for tensors, of the bytes
+// in the order of quant/sorted.h; or one raw run of bytes inside a skippable frame, 64-byte aligned,
+// for mapping. This header has the layout, shared by reader and
 // writer, and the reader. The reader checks every number before it trusts it; it does not know
 // which tensors a model needs (loader.h does).
 #pragma once
@@ -17,6 +18,8 @@
 #include "engine/status.h"
 #include "platforms/os/file_map.h"
 #include "quant/blocks.h"
+
+struct ZSTD_DCtx_s;
 
 namespace mamba_edge {
 
@@ -37,7 +40,7 @@ constexpr uint32_t kOptionalKey = 0x80000000;  // bit of a config key that a rea
 constexpr uint64_t kMaxFrameRaw = 4u << 20;    // raw bytes of one compressed frame
 }  // namespace format
 
-enum class Encoding : uint32_t { raw = 0, zstd = 1 };
+enum class Encoding : uint32_t { raw = 0, zstd = 1, sorted = 2 };
 
 // Where the bytes of a section or tensor lie.
 struct Blob {
@@ -46,6 +49,7 @@ struct Blob {
   uint32_t first_frame = 0;
   uint32_t n_frames = 0;
   Encoding encoding = Encoding::raw;
+  MatrixShape shape;  // of the row blocks in sorted frames
 };
 
 struct FrameEntry {
@@ -97,17 +101,8 @@ class Container {
   // Stored bytes of a blob, frame headers and alignment excluded.
   uint64_t stored_bytes(const Blob& blob) const;
 
-  // Reads one frame of a blob to `out` (frame.raw_bytes long). `scratch` holds frame.stored_bytes
-  // (unused for raw frames); `what` names the blob in messages. Compressed frames are checked by
-  // their own checksum.
-  Status read_frame(const Blob& blob, uint32_t index_in_blob, uint8_t* out, uint8_t* scratch,
-                    std::string_view what) const;
-
   // Reads a whole blob and checks its XXH64.
   Status read_blob(const Blob& blob, uint8_t* out, std::string_view what) const;
-
-  // Largest stored frame, for sizing scratch.
-  uint32_t max_stored_frame() const { return max_stored_frame_; }
 
   Status damaged(const char* format, ...) const __attribute__((format(printf, 2, 3)));
 
@@ -130,9 +125,30 @@ class Container {
   const uint8_t* tensors_ = nullptr;
   const uint8_t* frames_ = nullptr;
   const char* names_ = nullptr;
-  uint32_t max_stored_frame_ = 0;
   uint64_t fingerprint_ = 0;
   ModelConfig config_;
+};
+
+// Reads frames of one container, one after the other, and keeps the memory that this takes. For one
+// thread at a time.
+class FrameReader {
+ public:
+  explicit FrameReader(const Container& container) : c_(container) {}
+  ~FrameReader();
+  FrameReader(const FrameReader&) = delete;
+  FrameReader& operator=(const FrameReader&) = delete;
+
+  // Reads one frame of a blob to `out` (frame.raw_bytes long). `what` names the blob in messages.
+  // Compressed frames are checked by their own checksum.
+  Status read(const Blob& blob, uint32_t index_in_blob, uint8_t* out, std::string_view what);
+
+ private:
+  Status reserve(size_t bytes);
+
+  const Container& c_;
+  uint8_t* scratch_ = nullptr;
+  size_t scratch_bytes_ = 0;
+  ZSTD_DCtx_s* context_ = nullptr;
 };
 
 // The CONF section: pairs of uint32 (key, value), in ascending order of keys. Reader and writer

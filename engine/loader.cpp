@@ -28,6 +28,8 @@ struct Job {
 struct Inflation {
   const Container* container;
   const Job* jobs;
+  size_t n_jobs;
+  std::atomic<size_t> next{0};
   std::atomic<bool> failed{false};
   Status status;
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -40,27 +42,25 @@ struct Inflation {
   }
 };
 
-void inflate_one(void* context, size_t i) {
+// What one thread does: takes frames until there are none left.
+void inflate_some(void* context, size_t) {
   auto& shared = *static_cast<Inflation*>(context);
-  if (shared.failed.load(std::memory_order_relaxed)) return;
-  const Job& job = shared.jobs[i];
-  const TensorEntry t = shared.container->tensor(job.tensor);
-  const uint32_t stored = shared.container->frame(t.blob.first_frame + job.frame).stored_bytes;
-  auto* scratch = static_cast<uint8_t*>(std::malloc(stored));
-  if (scratch == nullptr) {
-    shared.fail(Status::error(MAMBA_EDGE_OUT_OF_MEMORY, "%s: no memory for a frame of %u bytes",
-                              shared.container->path(), stored));
-    return;
+  FrameReader reader(*shared.container);
+  while (!shared.failed.load(std::memory_order_relaxed)) {
+    const size_t i = shared.next.fetch_add(1, std::memory_order_relaxed);
+    if (i >= shared.n_jobs) return;
+    const Job& job = shared.jobs[i];
+    const TensorEntry t = shared.container->tensor(job.tensor);
+    const Status status = reader.read(t.blob, job.frame, job.out, t.name);
+    if (!status.ok()) shared.fail(status);
   }
-  const Status status = shared.container->read_frame(t.blob, job.frame, job.out, scratch, t.name);
-  std::free(scratch);
-  if (!status.ok()) shared.fail(status);
 }
 
 Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n_threads) {
   Inflation shared;
   shared.container = &container;
   shared.jobs = jobs;
+  shared.n_jobs = n_jobs;
   void* memory = nullptr;
   ThreadPool* pool = nullptr;
   n_threads = static_cast<int>(std::min(static_cast<size_t>(std::max(n_threads, 1)), n_jobs));
@@ -71,10 +71,10 @@ Status inflate(const Container& container, const Job* jobs, size_t n_jobs, int n
     if (memory != nullptr && ThreadPool::create(memory, n_threads, &pool) != 0) pool = nullptr;
   }
   if (pool != nullptr) {
-    pool->run(n_jobs, inflate_one, &shared);
+    pool->run(static_cast<size_t>(n_threads), inflate_some, &shared);
     ThreadPool::destroy(pool);
   } else {
-    for (size_t i = 0; i < n_jobs; ++i) inflate_one(&shared, i);
+    inflate_some(&shared, 0);
   }
   std::free(memory);
   return shared.status;

@@ -158,6 +158,11 @@ std::string tensor_type(const TensorEntry& tensor) {
   return tensor.is_matrix ? type_name(tensor.shape.type) : "fp32";
 }
 
+// Packed bytes over stored ones.
+double ratio(uint64_t packed, uint64_t stored) {
+  return stored > 0 ? static_cast<double>(packed) / static_cast<double>(stored) : 1.0;
+}
+
 Json tensors_json(const Container& container) {
   Json json = Json::array();
   for (uint32_t i = 0; i < container.n_tensors(); ++i) {
@@ -172,12 +177,31 @@ Json tensors_json(const Container& container) {
         tensor.is_matrix ? Json{tensor.shape.rows, tensor.logical_cols} : Json{tensor.shape.rows};
     entry["bytes"] = tensor.blob.raw_bytes;
     entry["stored_bytes"] = stored;
-    entry["ratio"] =
-        stored > 0 ? static_cast<double>(tensor.blob.raw_bytes) / static_cast<double>(stored) : 1.0;
-    entry["encoding"] = tensor.blob.encoding == Encoding::raw ? "raw" : "zstd";
+    entry["ratio"] = ratio(tensor.blob.raw_bytes, stored);
+    static constexpr std::array<const char*, 3> kEncodings = {"raw", "zstd", "sorted"};
+    entry["encoding"] = kEncodings.at(static_cast<size_t>(tensor.blob.encoding));
     entry["frames"] = tensor.blob.n_frames;
     entry["checksum"] = hexadecimal(tensor.blob.checksum);
     json.push_back(entry);
+  }
+  return json;
+}
+
+// What compression makes of each weight type: sums over its tensors.
+Json types_json(const Json& tensors) {
+  std::map<std::string, Json> types;
+  for (const Json& tensor : tensors) {
+    Json& sum = types[tensor["type"].get<std::string>()];
+    if (sum.is_null())
+      sum = {{"tensors", 0u}, {"bytes", uint64_t{0}}, {"stored_bytes", uint64_t{0}}};
+    sum["tensors"] = sum["tensors"].get<uint64_t>() + 1;
+    for (const char* key : {"bytes", "stored_bytes"})
+      sum[key] = sum[key].get<uint64_t>() + tensor[key].get<uint64_t>();
+  }
+  Json json = Json::object();
+  for (auto& [type, sum] : types) {
+    sum["ratio"] = ratio(sum["bytes"].get<uint64_t>(), sum["stored_bytes"].get<uint64_t>());
+    json[type] = sum;
   }
   return json;
 }
@@ -264,6 +288,14 @@ std::string token_text(const Json& tokenizer, const Json& id) {
   return id.dump();
 }
 
+std::string compression(uint64_t tensors, uint64_t bytes, uint64_t stored_bytes) {
+  char text[128];
+  std::snprintf(text, sizeof text, "%llu, %s, stored as %s (ratio %.3f)",
+                static_cast<unsigned long long>(tensors), format_bytes(bytes).c_str(),
+                format_bytes(stored_bytes).c_str(), ratio(bytes, stored_bytes));
+  return text;
+}
+
 std::string report_text(const Json& report, bool list) {
   const auto bytes = [](const Json& value) { return format_bytes(value.get<uint64_t>()); };
   std::string text = line("file", printable(report["file"].get<std::string>()) + ", " +
@@ -308,24 +340,15 @@ std::string report_text(const Json& report, bool list) {
     label = "";
   }
 
-  struct Sum {
-    uint64_t tensors = 0, raw = 0, stored = 0;
-  };
-  std::map<std::string, Sum> types;
-  Sum all;
-  for (const Json& tensor : report["tensors"]) {
-    for (Sum* sum : {&types[tensor["type"].get<std::string>()], &all}) {
-      sum->tensors += 1;
-      sum->raw += tensor["bytes"].get<uint64_t>();
-      sum->stored += tensor["stored_bytes"].get<uint64_t>();
-    }
+  uint64_t n = 0, packed = 0, stored = 0;
+  std::string types;
+  for (const auto& [type, sum] : report["types"].items()) {
+    types += line("", type + ": " + compression(sum["tensors"], sum["bytes"], sum["stored_bytes"]));
+    n += sum["tensors"].get<uint64_t>();
+    packed += sum["bytes"].get<uint64_t>();
+    stored += sum["stored_bytes"].get<uint64_t>();
   }
-  const auto sum_text = [](const Sum& sum) {
-    return std::to_string(sum.tensors) + ", " + format_bytes(sum.raw) + ", stored as " +
-           format_bytes(sum.stored);
-  };
-  text += line("tensors", sum_text(all));
-  for (const auto& [type, sum] : types) text += line("", type + ": " + sum_text(sum));
+  text += line("tensors", compression(n, packed, stored)) + types;
 
   const Json& memory = report["memory"];
   if (!memory.is_null()) {
@@ -389,6 +412,7 @@ int run(int argc, char** argv) {
   report["tokenizer"] = tokenizer_json(container);
   report["provenance"] = provenance_json(container);
   report["tensors"] = tensors_json(container);
+  report["types"] = types_json(report["tensors"]);
   // A model that cannot be loaded (damaged, or too large for this machine) can still be shown.
   std::optional<std::string> unloadable;
   report["memory"] = nullptr;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zstd.h>
 
 #include <cstdlib>
 #include <random>
@@ -42,7 +43,7 @@ TEST(ContainerWriter, ZstdTakesTheFile) {
   for (const bool store : {false, true}) {
     for (const ModelConfig& config : {small_mamba1(), small_mamba2()}) {
       WriteOptions options;
-      options.store = store;
+      if (store) options.encoding = Encoding::raw;
       options.frame_bytes = 700;
       options.more_sections = {{"PROV", false, {}}};
       write_model(path, config, WeightType::int4, options);
@@ -77,7 +78,7 @@ TEST(ContainerWriter, FramesCoverTheFile) {
   const fs::path path = folder.path / "model.mamba";
   for (const bool store : {false, true}) {
     WriteOptions options;
-    options.store = store;
+    if (store) options.encoding = Encoding::raw;
     write_model(path, small_mamba2(), WeightType::int8, options);
     const Image image(read_file(path));
     std::map<uint64_t, uint32_t> listed;  // offset -> stored bytes
@@ -108,11 +109,81 @@ TEST(ContainerWriter, FramesCoverTheFile) {
   }
 }
 
+// The content of frames, one after the other.
+Bytes inflated(const std::vector<convert::Compressed>& frames) {
+  Bytes all;
+  for (const convert::Compressed& c : frames) {
+    EXPECT_LE(c.raw_bytes, format::kMaxFrameRaw);
+    EXPECT_EQ(ZSTD_getFrameContentSize(c.frame.data(), c.frame.size()), c.raw_bytes);
+    Bytes content(c.raw_bytes);
+    EXPECT_EQ(ZSTD_decompress(content.data(), content.size(), c.frame.data(), c.frame.size()),
+              c.raw_bytes);
+    all.insert(all.end(), content.begin(), content.end());
+  }
+  return all;
+}
+
+TEST(ContainerWriter, FramesOfRowBlocks) {
+  const MatrixShape shape{WeightType::int5, 2500, 1024, 64};
+  Bytes raw(shape.bytes());
+  std::mt19937 random(3);
+  for (uint8_t& b : raw) b = static_cast<uint8_t>(random() % 50);
+  const std::vector<convert::Compressed> plain =
+      convert::compress_row_blocks(raw, shape, Encoding::zstd, 3);
+  EXPECT_EQ(inflated(plain), raw);
+  const std::vector<convert::Compressed> sorted =
+      convert::compress_row_blocks(raw, shape, Encoding::sorted, 3);
+  Bytes content = inflated(sorted), back(raw.size());
+  size_t at = 0;
+  for (const convert::Compressed& c : sorted) {
+    ASSERT_EQ(c.raw_bytes % shape.row_block_bytes(), 0u);
+    unsort_row_blocks(shape, c.raw_bytes / shape.row_block_bytes(), &content[at], &back[at]);
+    at += c.raw_bytes;
+  }
+  EXPECT_EQ(back, raw);
+  EXPECT_GT(sorted.size(), 1u);
+}
+
+// 2^16 + 1 columns of fp32 are more than a frame holds.
+TEST(ContainerWriter, RowBlockLargerThanAFrame) {
+  const MatrixShape shape{WeightType::f32, 16, (1u << 16) + 1, 1};
+  const Bytes raw(shape.bytes(), 5);
+  const convert::EncodingChoice choice = convert::choose_encoding(raw, shape, 1);
+  EXPECT_EQ(choice.encoding, Encoding::zstd);
+  const std::vector<convert::Compressed> frames =
+      convert::compress_row_blocks(raw, shape, choice.encoding, 1);
+  EXPECT_EQ(frames.size(), 2u);
+  EXPECT_EQ(inflated(frames), raw);
+}
+
+// Floats whose low bytes are zero want to be sorted; a pattern that repeats is best left alone.
+TEST(ContainerWriter, TheSmallerEncodingIsChosen) {
+  const MatrixShape shape{WeightType::f32, 160, 100, 1};
+  std::mt19937 random(3);
+  std::vector<uint32_t> rounded(shape.bytes() / 4), repeated(rounded.size());
+  for (uint32_t& v : rounded) v = 0x3F000000 | static_cast<uint32_t>(random()) % 128 << 16;
+  for (size_t i = 0; i < repeated.size(); ++i) {
+    repeated[i] = i < 1000 ? static_cast<uint32_t>(random()) : repeated[i - 1000];
+  }
+  const auto bytes_of = [](const std::vector<uint32_t>& v) {
+    return std::span(reinterpret_cast<const uint8_t*>(v.data()), v.size() * 4);
+  };
+  for (const auto& [values, expected] :
+       {std::pair{&rounded, Encoding::sorted}, {&repeated, Encoding::zstd}}) {
+    const convert::EncodingChoice choice = convert::choose_encoding(bytes_of(*values), shape, 3);
+    EXPECT_EQ(choice.encoding, expected);
+    uint64_t bytes = 0;
+    for (const auto& c : convert::compress_row_blocks(bytes_of(*values), shape, expected, 3))
+      bytes += c.frame.size();
+    EXPECT_EQ(choice.stored_bytes, bytes);
+  }
+}
+
 TEST(ContainerWriter, SameInputSameBytes) {
   const TemporaryFolder folder;
   for (const bool store : {false, true}) {
     WriteOptions options;
-    options.store = store;
+    if (store) options.encoding = Encoding::raw;
     write_model(folder.path / "a", small_mamba1(), WeightType::int8, options);
     write_model(folder.path / "b", small_mamba1(), WeightType::int8, options);
     EXPECT_EQ(read_file(folder.path / "a"), read_file(folder.path / "b"));
@@ -123,7 +194,7 @@ TEST(ContainerWriter, NothingUntilItIsComplete) {
   const TemporaryFolder folder;
   const fs::path path = folder.path / "model.mamba";
   {
-    convert::ContainerWriter writer(path, 1, false);
+    convert::ContainerWriter writer(path, 1);
     const Bytes bytes(100'000, 7);
     writer.add_section("CONF", true, bytes);
     EXPECT_FALSE(fs::exists(path));
@@ -131,7 +202,7 @@ TEST(ContainerWriter, NothingUntilItIsComplete) {
   EXPECT_EQ(files_in(folder.path), 0u);
   // An old file stays as it was until then, and is replaced at once.
   write_file(path, Bytes{1, 2, 3});
-  { convert::ContainerWriter writer(path, 1, false); }
+  { convert::ContainerWriter writer(path, 1); }
   EXPECT_EQ(read_file(path), (Bytes{1, 2, 3}));
   write_model(path, small_mamba1(), WeightType::int8);
   EXPECT_EQ(files_in(folder.path), 1u);
@@ -201,7 +272,7 @@ TEST(ContainerWriter, WithoutNamelessFiles) {
     const fs::path left = folder.path / (".mamba-edge-partial-" + std::to_string(getpid()) + "-0");
     write_file(left, Bytes{9});
     for (int round = 0; round < 2; ++round) {
-      convert::ContainerWriter writer(path, 1, false);
+      convert::ContainerWriter writer(path, 1);
       writer.add_section("CONF", true, Bytes(1000, 1));
       if (files_in(folder.path) != 3) _exit(2);  // the temporary one has a name
     }

@@ -75,6 +75,8 @@ void expect_refused(const fs::path& path, mamba_edge_status code, const std::str
       << got.status.message() << "\n  does not say: " << says;
 }
 
+constexpr Encoding kEncodings[] = {Encoding::raw, Encoding::zstd, Encoding::sorted};
+
 constexpr WeightType kTypes[] = {WeightType::f32,  WeightType::f16,  WeightType::int16,
                                  WeightType::int8, WeightType::int6, WeightType::int5,
                                  WeightType::int4, WeightType::int3, WeightType::int2};
@@ -82,10 +84,10 @@ constexpr WeightType kTypes[] = {WeightType::f32,  WeightType::f16,  WeightType:
 TEST_F(ContainerTest, WhatIsWrittenIsRead) {
   for (const ModelConfig& config : {small_mamba1(), small_falcon(), small_mamba2()}) {
     for (const WeightType type : kTypes) {
-      for (const bool store : {false, true}) {
+      for (const Encoding encoding : kEncodings) {
         const std::vector<TensorBytes> tensors = random_tensors(config, type);
         WriteOptions options;
-        options.store = store;
+        options.encoding = encoding;
         options.frame_bytes = 500;  // several frames per tensor
         const Bytes note = {4, 0, 0, 0, 2, 0, 0, 0, 'n', 'o', 't', 'e', 'o', 'k'};
         options.more_sections = {{"PROV", false, note}};
@@ -110,12 +112,16 @@ TEST_F(ContainerTest, WhatIsWrittenIsRead) {
           EXPECT_EQ(t.logical_cols, expected.logical_cols);
           EXPECT_EQ(t.scale, expected.scale);
           EXPECT_EQ(t.blob.raw_bytes, expected.bytes.size());
-          EXPECT_EQ(t.blob.encoding, store ? Encoding::raw : Encoding::zstd);
-          if (store) {
+          EXPECT_EQ(t.blob.encoding, encoding);
+          if (encoding == Encoding::raw) {
             EXPECT_EQ(c.frame(t.blob.first_frame).offset % kBlockAlign, 0u);
             EXPECT_EQ(c.stored_bytes(t.blob), expected.bytes.size());
-          } else {
+          } else if (encoding == Encoding::zstd) {
             EXPECT_EQ(t.blob.n_frames, (expected.bytes.size() + 499) / 500);
+          } else {
+            const size_t block = t.shape.row_block_bytes();
+            const size_t blocks = std::max<size_t>(1, 500 / block);
+            EXPECT_EQ(t.blob.n_frames, (t.shape.row_blocks() + blocks - 1) / blocks);
           }
           Bytes got(t.blob.raw_bytes);
           ASSERT_TRUE(c.read_blob(t.blob, got.data(), t.name).ok());
@@ -152,9 +158,9 @@ TEST_F(ContainerTest, ModelIsTheSameHoweverItIsStored) {
     for (const float v : one.logits) ASSERT_TRUE(std::isfinite(v));
     Container first;
     ASSERT_TRUE(Container::open(path_.c_str(), &first).ok());
-    for (const bool store : {false, true}) {
+    for (const Encoding encoding : kEncodings) {
       WriteOptions options;
-      options.store = store;
+      options.encoding = encoding;
       options.frame_bytes = 128;
       write_model(path_, config, tensors, options);
       Container second;
@@ -163,7 +169,8 @@ TEST_F(ContainerTest, ModelIsTheSameHoweverItIsStored) {
       for (const int threads : {1, 2, 5, 2000}) {
         const Loaded other = load_and_step(path_, true, threads);
         ASSERT_TRUE(other.status.ok()) << other.status.message();
-        EXPECT_TRUE(same_bits(one.logits, other.logits)) << store << " " << threads;
+        EXPECT_TRUE(same_bits(one.logits, other.logits))
+            << static_cast<int>(encoding) << " " << threads;
       }
     }
   }
@@ -256,16 +263,23 @@ TEST_F(ContainerTest, AnyByteFlippedInCompressedModel) {
   flip_every_byte(path_, folder_, true);
 }
 
+TEST_F(ContainerTest, AnyByteFlippedInSortedModel) {
+  WriteOptions options;
+  options.encoding = Encoding::sorted;
+  write_model(path_, one_layer(small_mamba1()), WeightType::int5, options);
+  flip_every_byte(path_, folder_, true);
+}
+
 TEST_F(ContainerTest, AnyByteFlippedInRawModelVerified) {
   WriteOptions options;
-  options.store = true;
+  options.encoding = Encoding::raw;
   write_model(path_, one_layer(small_mamba1()), WeightType::int4, options);
   flip_every_byte(path_, folder_, true);
 }
 
 TEST_F(ContainerTest, AnyByteFlippedInRawModelMapped) {
   WriteOptions options;
-  options.store = true;
+  options.encoding = Encoding::raw;
   write_model(path_, one_layer(small_mamba1()), WeightType::int8, options);
   flip_every_byte(path_, folder_, false);
 }
@@ -430,8 +444,21 @@ const Lie kLies[] = {
      MAMBA_EDGE_BAD_FORMAT, "has frames"},
     {"blob_no_frames", [](Image& i) { i.set(i.tensor(0) + kBlob + kFrames, 0u); },
      MAMBA_EDGE_BAD_FORMAT, "hold 0 bytes"},
-    {"blob_encoding", [](Image& i) { i.set(i.tensor(0) + kBlob + kEncoding, 2u); },
-     MAMBA_EDGE_UNSUPPORTED, "encoding 2"},
+    {"blob_encoding", [](Image& i) { i.set(i.tensor(0) + kBlob + kEncoding, 3u); },
+     MAMBA_EDGE_UNSUPPORTED, "\"embedding\" has encoding 3"},
+    {"blob_encoding_max", [](Image& i) { i.set(i.tensor(0) + kBlob + kEncoding, kAll); },
+     MAMBA_EDGE_UNSUPPORTED, "\"embedding\" has encoding 4294967295"},
+    {"section_sorted", [](Image& i) { i.set(i.section(0) + 8 + kEncoding, 2u); },
+     MAMBA_EDGE_BAD_FORMAT, "section \"CONF\" is sorted"},
+    {"sorted_part_of_a_row_block",  // two tensors that fit their shapes: 37 rows, and 24 floats
+     [](Image& i) {
+       i.set(i.tensor(0) + kBlob + kEncoding, 2u);
+       i.set(i.tensor(0) + kBlob + kFrames, 2u);
+       const auto raw = i.get<uint32_t>(i.frame(0) + 12);
+       i.set(i.frame(0) + 12, raw - 64);
+       i.set(i.frame(1) + 12, 64u);
+     },
+     MAMBA_EDGE_BAD_FORMAT, "sorted frame 0 of \"embedding\" has"},
     {"blob_said_raw", [](Image& i) { i.set(i.tensor(0) + kBlob + kEncoding, 0u); },
      MAMBA_EDGE_BAD_FORMAT, "frame 0 of \"embedding\""},
     {"config_checksum", [](Image& i) { i.set(i.section(0) + 8 + kChecksum, uint64_t{1}); },
@@ -572,9 +599,9 @@ INSTANTIATE_TEST_SUITE_P(All, ContainerLie, testing::ValuesIn(kLies),
 // Every 4 bytes of the directory set to values that break arithmetic, checksums right: refused with
 // a name, or harmless.
 TEST_F(ContainerTest, AnyNumberOfTheDirectoryReplaced) {
-  for (const bool store : {false, true}) {
+  for (const Encoding encoding : kEncodings) {
     WriteOptions options;
-    options.store = store;
+    options.encoding = encoding;
     write_model(path_, one_layer(small_mamba2()), WeightType::int8, options);
     const Image original(read_file(path_));
     const fs::path lie = folder_.path / "lie.mamba";
@@ -638,10 +665,12 @@ TEST_F(ContainerTest, FramesThatAreNotWhatTheDirectorySays) {
   };
   for (const auto& [name, lie] : lies) {
     SCOPED_TRACE(name);
-    for (const int victim : {0, 3}) {
+    for (const auto& [victim, encoding] :
+         {std::pair{0, Encoding::zstd}, {3, Encoding::zstd}, {3, Encoding::sorted}}) {
       int seen = 0;
       WriteOptions options;
-      options.frame = [&, lie = lie](Frame& frame, Raw raw) {
+      options.encoding = encoding;
+      options.frame = [&, lie = lie, victim = victim](Frame& frame, Raw raw) {
         if (seen++ == victim) lie(frame, raw);
       };
       write_model(path_, small_mamba1(), WeightType::int8, options);

@@ -22,6 +22,7 @@
 #include "engine/tensors.h"
 #include "engine/xxh64.h"
 #include "quant/encode.h"
+#include "quant/sorted.h"
 
 namespace mamba_edge::test {
 
@@ -152,25 +153,32 @@ struct ExtraSection {
 };
 
 struct WriteOptions {
-  bool store = false;
+  Encoding encoding = Encoding::zstd;  // of the tensors
   std::vector<ExtraSection> more_sections = {};
-  size_t frame_bytes = 1 << 20;
-  // Sees every compressed frame before it is written.
-  std::function<void(convert::Compressed&, std::span<const uint8_t> raw)> frame = {};
+  size_t frame_bytes = 1 << 20;  // sorted frames: whole row blocks, at least one
+  // Sees every compressed frame of a tensor, and its content, before it is written.
+  std::function<void(convert::Compressed&, std::span<const uint8_t> content)> frame = {};
   bool without_config = false;
 };
 
 inline void write_model(const std::filesystem::path& path, const Bytes& config,
                         const std::vector<TensorBytes>& tensors, const WriteOptions& o = {}) {
-  convert::ContainerWriter writer(path, 1, o.store);
+  convert::ContainerWriter writer(path, 1);
   for (const TensorBytes& t : tensors) {
-    writer.begin_tensor(t.name, t.is_matrix, t.shape, t.logical_cols, t.scale);
+    writer.begin_tensor(t.name, t.is_matrix, t.shape, t.logical_cols, t.scale, o.encoding);
     std::vector<convert::Compressed> frames;
     const std::span<const uint8_t> raw(t.bytes);
-    for (size_t at = 0; at < raw.size() && !o.store; at += o.frame_bytes) {
-      const auto piece = raw.subspan(at, std::min(o.frame_bytes, raw.size() - at));
-      frames.push_back(convert::compress_frame(piece, 1));
-      if (o.frame) o.frame(frames.back(), piece);
+    const bool sorted = o.encoding == Encoding::sorted;
+    const size_t block = sorted ? t.shape.row_block_bytes() : 1;
+    const size_t step = std::max<size_t>(1, o.frame_bytes / block) * block;
+    for (size_t at = 0; at < raw.size() && o.encoding != Encoding::raw; at += step) {
+      const auto piece = raw.subspan(at, std::min(step, raw.size() - at));
+      Bytes content(piece.begin(), piece.end());
+      if (sorted) {
+        sort_row_blocks(t.shape, piece.size() / block, piece.data(), content.data());
+      }
+      frames.push_back(convert::compress_frame(content, 1));
+      if (o.frame) o.frame(frames.back(), content);
     }
     writer.append(raw, frames);
     writer.end_tensor();

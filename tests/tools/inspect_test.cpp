@@ -1,6 +1,8 @@
 // mamba-inspect: what it says of a good file, and that it names what is damaged in a bad one.
 #include <gtest/gtest.h>
 
+#include <map>
+
 #include "engine/container.h"
 #include "tests/tools/programs.h"
 
@@ -79,6 +81,52 @@ TEST(Inspect, ListsTheTensors) {
     ASSERT_NE(line, std::string::npos) << name;
     EXPECT_NE(list.out.substr(line + 1, list.out.find('\n', line + 1) - line).find(checksum),
               std::string::npos);
+  }
+}
+
+TEST(Inspect, TellsWhatCompressionGains) {
+  for (const bool store : {false, true}) {
+    const std::string path = converted(source("models/mamba1-tiny"),
+                                       store ? "mamba1-tiny_int5-store" : "mamba1-tiny_int5",
+                                       store ? std::vector<std::string>{"--type", "int5", "--store"}
+                                             : std::vector<std::string>{"--type", "int5"});
+    const Json json = json_of(path);
+    struct Sum {
+      uint64_t tensors = 0, bytes = 0, stored = 0;
+    };
+    std::map<std::string, Sum> sums;
+    for (const Json& tensor : json["tensors"]) {
+      Sum& sum = sums[tensor["type"].get<std::string>()];
+      sum.tensors += 1;
+      sum.bytes += tensor["bytes"].get<uint64_t>();
+      sum.stored += tensor["stored_bytes"].get<uint64_t>();
+      EXPECT_EQ(tensor["encoding"] == "raw", store) << tensor;
+    }
+    ASSERT_EQ(sums.size(), 3u);  // int5, int6 for the embedding, fp32
+    ASSERT_EQ(json["types"].size(), sums.size());
+    const Result text = inspect({path});
+    for (const auto& [type, sum] : sums) {
+      const Json& told = json["types"][type];
+      EXPECT_EQ(told["tensors"], sum.tensors);
+      EXPECT_EQ(told["bytes"], sum.bytes);
+      EXPECT_EQ(told["stored_bytes"], sum.stored);
+      const double ratio = told["ratio"];
+      EXPECT_EQ(ratio, static_cast<double>(sum.bytes) / static_cast<double>(sum.stored));
+      // 5 bits of normal weights in groups have 4.6 bits of entropy, 6 bits 5.6.
+      if (store) {
+        EXPECT_EQ(ratio, 1.0);
+      } else {
+        EXPECT_GT(ratio, 1.05) << type;
+      }
+      char line[64];
+      std::snprintf(line, sizeof line, "%s: %u, ", type.c_str(),
+                    static_cast<unsigned>(sum.tensors));
+      const size_t at = text.out.find(line);
+      ASSERT_NE(at, std::string::npos) << text.out;
+      std::snprintf(line, sizeof line, "(ratio %.3f)\n", ratio);
+      EXPECT_NE(text.out.substr(at, text.out.find('\n', at) + 1 - at).find(line), std::string::npos)
+          << text.out;
+    }
   }
 }
 
