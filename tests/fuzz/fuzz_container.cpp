@@ -2,7 +2,8 @@
 // that takes a step. The checksums of header and directory are made right first, as the work of
 // somebody who means harm; those of frames are not.
 //
-// Seeds: any model file of a few kilobytes. Built with clang only (MAMBA_EDGE_FUZZ).
+// Seeds: model files of a few kilobytes, stored, compressed and sorted (docs/format.md). Built with clang only
+// (MAMBA_EDGE_FUZZ).
 #include <sys/mman.h>
 #include <unistd.h>
 
