@@ -222,16 +222,20 @@ void conv(benchmark::State& state, const KernelTable* k) {
 }
 
 // One layer's scan of one token. Layers are copies: of the state and, for Mamba-1, of A.
-void scan(benchmark::State& state, const KernelTable* k, const ModelConfig& config, bool half,
+void scan(benchmark::State& state, const KernelTable* k, const ModelConfig& config, StateType type,
           bool cached) {
   const Layout layout(config);
   const size_t n = layout.inner, d_state = layout.d_state, elements = n * d_state;
-  const size_t state_bytes = elements * (half ? 2 : 4);
+  const bool half = type == StateType::f16, bytes = type == StateType::int8;
+  const size_t state_bytes = bytes  ? n / kTileRows * int8_state_bytes(d_state)
+                             : half ? elements * 2
+                                    : elements * 4;
   const size_t a_bytes = config.is_mamba2() ? 0 : elements * sizeof(float);
   const size_t copies = cached ? 1 : copies_in_memory(state_bytes + a_bytes);
   // State and A are set to what a scan with these inputs leaves them at, near enough.
-  Buffer<float> h(half ? 1 : copies * elements, 0.1f);
+  Buffer<float> h(half || bytes ? 1 : copies * elements, 0.1f);
   Buffer<uint16_t> half_h(half ? copies * elements : 1, uint16_t{0x2e66});  // 0.1
+  Buffer<uint8_t> int8_h(bytes ? copies * state_bytes : 1, uint8_t{0});
   Buffer<float> a(a_bytes != 0 ? copies * elements : 1, -1.0f);
   Buffer<float> d(n, 1.0f), bias(n, -1.0f), dt(n, 0.1f), decay(n, 0.9f), b(d_state, 0.1f),
       c(d_state, 0.1f), x(n, 0.2f), z(n, 0.3f), y(n);
@@ -260,15 +264,18 @@ void scan(benchmark::State& state, const KernelTable* k, const ModelConfig& conf
   two.tokens = 1;
   size_t copy = 0;
   for (auto _ : state) {
-    float* full_state = half ? nullptr : h.data() + copy * elements;
+    float* full_state = half || bytes ? nullptr : h.data() + copy * elements;
     uint16_t* half_state = half ? half_h.data() + copy * elements : nullptr;
+    uint8_t* int8_state = bytes ? int8_h.data() + copy * state_bytes : nullptr;
     if (config.is_mamba2()) {
       two.state = full_state;
       two.half_state = half_state;
+      two.int8_state = int8_state;
       k->mamba2_scan(two);
     } else {
       one.state = full_state;
       one.half_state = half_state;
+      one.int8_state = int8_state;
       one.a = a.data() + copy * elements;
       k->mamba1_scan(one);
     }
@@ -398,12 +405,15 @@ const bool registered = [] {
     registry.add("peak_i8", k, "", peak, k);
     for (const std::string model : {"mamba-130m", "mamba-370m", "mamba2-130m", "mamba2-370m"}) {
       const ModelConfig config = tools::synthetic_config(model);
-      for (const bool half : {false, true}) {
+      for (const StateType type : {StateType::f32, StateType::f16, StateType::int8}) {
+        const std::string name = type == StateType::f32   ? "fp32"
+                                 : type == StateType::f16 ? "fp16"
+                                                          : "int8";
         for (const bool cached : {false, true}) {
           registry
               .add(config.is_mamba2() ? "mamba2_scan" : "mamba1_scan", k,
-                   model + "/state:" + (half ? "fp16" : "fp32") + (cached ? "/cached" : ""), scan,
-                   k, config, half, cached)
+                   model + "/state:" + name + (cached ? "/cached" : ""), scan, k, config, type,
+                   cached)
               ->Unit(benchmark::kMicrosecond);
         }
       }

@@ -82,16 +82,19 @@ void step(benchmark::State& state, const Case& c) {
   memory_free(arena, arena_bytes);
 }
 
+std::string state_name(StateType state) {
+  return state == StateType::f32 ? "fp32" : state == StateType::f16 ? "fp16" : "int8";
+}
+
 const bool registered = [] {
   for (const char* model : {"mamba-130m", "mamba2-130m"}) {
     for (const WeightType type : {WeightType::int8, WeightType::int4}) {
       for (const bool prefill : {false, true}) {
-        for (const StateType state : {StateType::f32, StateType::f16}) {
+        for (const StateType state : {StateType::f32, StateType::f16, StateType::int8}) {
           for (const int threads : {1, 2}) {
             const Case c{model, type, state, threads, prefill};
             const std::string name = std::string(prefill ? "prefill_64/" : "decode/") + model +
-                                     "/" + type_name(type) +
-                                     "/state:" + (state == StateType::f16 ? "fp16" : "fp32") +
+                                     "/" + type_name(type) + "/state:" + state_name(state) +
                                      "/threads:" + std::to_string(threads);
             benchmark::RegisterBenchmark(name.c_str(), step, c)
                 ->Unit(benchmark::kMillisecond)

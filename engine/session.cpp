@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
-#include <type_traits>
 
 #include "engine/little_endian.h"
 #include "quant/half.h"
+#include "quant/int8_state.h"
 
 namespace mamba_edge {
 namespace {
@@ -40,46 +40,102 @@ void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimit
   out->q.sum = arena.take<int32_t>(chunk * out->q.group_stride);
 }
 
+// Bytes of these states of a block of channels.
+size_t ssm_bytes(StateType type, size_t states) {
+  switch (type) {
+    case StateType::f16:
+      return states * kTileRows * sizeof(uint16_t);
+    case StateType::int8:
+      return int8_state_bytes(states);
+    case StateType::f32:
+      break;
+  }
+  return states * kTileRows * sizeof(float);
+}
+
 }  // namespace
 
 Session::StateLayout::StateLayout(const Model& model, StateType type) {
   const Layout& l = model.layout;
   conv = size_t{l.conv_rows} * l.d_conv;
   ssm = size_t{l.inner} * l.d_state;
-  ssm_bytes = ssm * (type == StateType::f16 ? sizeof(uint16_t) : sizeof(float));
-  layer_bytes = conv * sizeof(float) + round_up<size_t>(ssm_bytes, kBlockAlign);
+  ssm_block_bytes = ssm_bytes(type, l.d_state);
+  layer_bytes =
+      conv * sizeof(float) + round_up<size_t>(l.inner / kTileRows * ssm_block_bytes, kBlockAlign);
   total_bytes = layer_bytes * model.config.n_layer;
 }
 
 float* Session::conv_state(uint32_t layer) const {
   return reinterpret_cast<float*>(state_ + state_layout().layer_bytes * layer);
 }
-void* Session::ssm_state(uint32_t layer) const { return conv_state(layer) + state_layout().conv; }
+uint8_t* Session::ssm_state(uint32_t layer) const {
+  return reinterpret_cast<uint8_t*>(conv_state(layer) + state_layout().conv);
+}
+
+size_t Session::ssm_parts() const {
+  const Layout& l = model_->layout;
+  return l.inner / kTileRows * ((l.d_state + kStateGroup - 1) / kStateGroup);
+}
+
+Session::StatePart Session::ssm_part(uint32_t layer, size_t i) const {
+  const size_t d_state = model_->layout.d_state;
+  const size_t of_block = (d_state + kStateGroup - 1) / kStateGroup;
+  const size_t block = i / of_block, group = i % of_block, first = group * kStateGroup;
+  return {block, first, std::min(kStateGroup, d_state - first),
+          ssm_state(layer) + block * state_layout().ssm_block_bytes +
+              group * ssm_bytes(options_.state, kStateGroup)};
+}
+
+void Session::read_part(const StatePart& part, uint8_t* out) const {
+  const size_t n = part.states * kTileRows;
+  switch (options_.state) {
+    case StateType::f32:
+      std::memcpy(out, part.at, n * sizeof(float));
+      break;
+    case StateType::f16:
+      for (size_t i = 0; i < n; ++i) {
+        const float value = half_to_float(reinterpret_cast<const uint16_t*>(part.at)[i]);
+        std::memcpy(out + i * sizeof(float), &value, sizeof(float));
+      }
+      break;
+    case StateType::int8:
+      decode_int8_state(part.at, part.states, out);
+      break;
+  }
+}
+
+void Session::write_part(const StatePart& part, const uint8_t* in) {
+  const size_t n = part.states * kTileRows;
+  switch (options_.state) {
+    case StateType::f32:
+      std::memcpy(part.at, in, n * sizeof(float));
+      break;
+    case StateType::f16:
+      for (size_t i = 0; i < n; ++i) {
+        float value;
+        std::memcpy(&value, in + i * sizeof(float), sizeof(float));
+        reinterpret_cast<uint16_t*>(part.at)[i] = float_to_half(value);
+      }
+      break;
+    case StateType::int8:
+      encode_int8_state(in, part.states, part.at);
+      break;
+  }
+}
 
 void Session::read_ssm(uint32_t layer, uint8_t* out) const {
-  const size_t n = state_layout().ssm;
-  if (options_.state == StateType::f32) {
-    std::memcpy(out, ssm_state(layer), n * sizeof(float));
-    return;
-  }
-  const auto* half = static_cast<const uint16_t*>(ssm_state(layer));
-  for (size_t i = 0; i < n; ++i) {
-    const float value = half_to_float(half[i]);
-    std::memcpy(out + i * sizeof(float), &value, sizeof(float));
+  for (size_t i = 0; i < ssm_parts(); ++i) {
+    const StatePart part = ssm_part(layer, i);
+    read_part(part, out);
+    out += part.bytes();
   }
 }
 
 void Session::write_ssm(uint32_t layer, const uint8_t* in) {
-  const size_t n = state_layout().ssm;
-  if (options_.state == StateType::f32) {
-    std::memcpy(ssm_state(layer), in, n * sizeof(float));
-    return;
-  }
-  auto* half = static_cast<uint16_t*>(ssm_state(layer));
-  for (size_t i = 0; i < n; ++i) {
-    float value;
-    std::memcpy(&value, in + i * sizeof(float), sizeof(float));
-    half[i] = float_to_half(value);
+  for (size_t i = 0; i < ssm_parts(); ++i) {
+    const StatePart part = ssm_part(layer, i);
+    write_part(part, in);
+    in += part.bytes();
   }
 }
 
@@ -96,9 +152,9 @@ Status Session::check_options(const SessionOptions& options) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "batch is %u; expected 0 to %u",
                          options.batch, kMaxChunk);
   }
-  if (options.state != StateType::f32 && options.state != StateType::f16) {
+  if (options.state > StateType::int8) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
-                         "state_type is %u; known are 0 (fp32) and 1 (fp16)",
+                         "state_type is %u; known are 0 (fp32), 1 (fp16) and 2 (int8)",
                          static_cast<unsigned>(options.state));
   }
   return {};
@@ -248,10 +304,10 @@ void Session::copy_state(const Session& from) {
   }
   for (uint32_t layer = 0; layer < model_->config.n_layer; ++layer) {
     std::memcpy(conv_state(layer), from.conv_state(layer), s.conv * 4);
-    if (options_.state == StateType::f32) {
-      from.read_ssm(layer, static_cast<uint8_t*>(ssm_state(layer)));
-    } else {
-      write_ssm(layer, static_cast<const uint8_t*>(from.ssm_state(layer)));
+    for (size_t i = 0; i < ssm_parts(); ++i) {
+      uint8_t values[kPartFloats * sizeof(float)];
+      from.read_part(from.ssm_part(layer, i), values);
+      write_part(ssm_part(layer, i), values);
     }
   }
 }
@@ -264,34 +320,31 @@ void Session::export_state(uint32_t layer, float* conv, size_t* n_conv, float* s
   const size_t bc = mamba2 ? size_t{model_->config.mamba2.n_groups} * l.d_state : 0;
   if (n_conv != nullptr) *n_conv = (inner + 2 * bc) * l.d_conv;
   if (n_ssm != nullptr) *n_ssm = inner * l.d_state;
-  // Element (channel, i) of a [blocks][width][16] array, over the channels that are not padding.
-  const auto copy_channel = [](const auto* from, size_t channel, size_t width, float* to) {
-    const auto* block = from + channel / kTileRows * width * kTileRows + channel % kTileRows;
-    for (size_t i = 0; i < width; ++i) {
-      if constexpr (std::is_same_v<decltype(block), const uint16_t*>) {
-        to[i] = half_to_float(block[i * kTileRows]);
-      } else {
-        to[i] = block[i * kTileRows];
-      }
-    }
-  };
-  const auto padded = [&](size_t c) { return c / l.segment * l.segment_padded + c % l.segment; };
   if (conv != nullptr) {
-    const float* from = conv_state(layer);
-    for (size_t c = 0; c < inner; ++c) copy_channel(from, padded(c), l.d_conv, conv + c * l.d_conv);
+    // Channel c of the convolution's [blocks][d_conv][16].
+    const auto copy_channel = [&](size_t c, float* to) {
+      const float* from = conv_state(layer) + c / kTileRows * l.d_conv * kTileRows + c % kTileRows;
+      for (size_t i = 0; i < l.d_conv; ++i) to[i] = from[i * kTileRows];
+    };
+    for (size_t c = 0; c < inner; ++c) {
+      copy_channel(c / l.segment * l.segment_padded + c % l.segment, conv + c * l.d_conv);
+    }
     for (size_t c = 0; c < 2 * bc; ++c) {
-      const size_t at = l.inner + (c < bc ? c : l.bc + c - bc);
-      copy_channel(from, at, l.d_conv, conv + (inner + c) * l.d_conv);
+      copy_channel(l.inner + (c < bc ? c : l.bc + c - bc), conv + (inner + c) * l.d_conv);
     }
   }
-  if (ssm != nullptr) {
-    const void* from = ssm_state(layer);
-    for (size_t c = 0; c < inner; ++c) {
-      float* to = ssm + c * l.d_state;
-      if (options_.state == StateType::f16) {
-        copy_channel(static_cast<const uint16_t*>(from), padded(c), l.d_state, to);
-      } else {
-        copy_channel(static_cast<const float*>(from), padded(c), l.d_state, to);
+  if (ssm == nullptr) return;
+  for (size_t i = 0; i < ssm_parts(); ++i) {
+    const StatePart part = ssm_part(layer, i);
+    uint8_t values[kPartFloats * sizeof(float)];
+    read_part(part, values);
+    for (size_t lane = 0; lane < kTileRows; ++lane) {
+      const size_t padded = part.block * kTileRows + lane;
+      const size_t segment = padded / l.segment_padded, in_segment = padded % l.segment_padded;
+      if (segment >= l.segments || in_segment >= l.segment) continue;  // padding
+      float* to = ssm + (segment * l.segment + in_segment) * l.d_state + part.first;
+      for (size_t n = 0; n < part.states; ++n) {
+        std::memcpy(to + n, values + (n * kTileRows + lane) * sizeof(float), sizeof(float));
       }
     }
   }

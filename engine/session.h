@@ -14,7 +14,7 @@
 
 namespace mamba_edge {
 
-enum class StateType : uint32_t { f32 = 0, f16 = 1 };  // as in mamba_edge_state_type
+enum class StateType : uint32_t { f32 = 0, f16 = 1, int8 = 2 };  // as in mamba_edge_state_type
 
 struct SessionOptions {
   int n_threads = 1;
@@ -99,18 +99,32 @@ class Session {
  private:
   friend struct Step;
 
-  // Elements of one layer's states, and bytes of a layer and of all.
+  // Elements of one layer's states, and bytes of a block, a layer and of all.
   struct StateLayout {
     StateLayout(const Model& model, StateType type);
-    size_t conv, ssm, ssm_bytes, layer_bytes, total_bytes;
+    size_t conv, ssm, ssm_block_bytes, layer_bytes, total_bytes;  // block: 16 channels of the SSM
     size_t floats(const Model& model) const { return (conv + ssm) * model.config.n_layer; }
   };
   static Session* place(const Model& model, const SessionOptions& options, Arena& arena);
 
   StateLayout state_layout() const { return {*model_, options_.state}; }
   float* conv_state(uint32_t layer) const;
-  void* ssm_state(uint32_t layer) const;  // float or binary16
-  // The SSM state of a layer as the bytes of floats, unaligned: [inner / 16][d_state][16].
+  // float or binary16 [inner / 16][d_state][16], or int8: see quant/blocks.h
+  uint8_t* ssm_state(uint32_t layer) const;
+  // Part of a layer's SSM state: up to kStateGroup states of a block of channels. A group of an int8
+  // state, and as much of another.
+  struct StatePart {
+    size_t block, first, states;
+    uint8_t* at;  // where this session keeps it
+    size_t bytes() const { return states * kTileRows * sizeof(float); }  // as floats
+  };
+  static constexpr size_t kPartFloats = kStateGroup * kTileRows;  // at most
+  size_t ssm_parts() const;                                       // of a layer
+  StatePart ssm_part(uint32_t layer, size_t i) const;
+  // A part as the bytes of floats, unaligned: [states][16].
+  void read_part(const StatePart& part, uint8_t* out) const;
+  void write_part(const StatePart& part, const uint8_t* in);
+  // The same of a whole layer: [inner / 16][d_state][16].
   void read_ssm(uint32_t layer, uint8_t* out) const;
   void write_ssm(uint32_t layer, const uint8_t* in);
 

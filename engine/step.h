@@ -41,17 +41,18 @@ struct Step {
   // Points a scan's arguments to a text's state of the channels from `first` on.
   template <typename ScanArgs>
   void set_state(const Session& text, uint32_t layer, size_t first, ScanArgs* args) const {
-    void* state = text.ssm_state(layer);
-    const size_t at = first * layout.d_state;
-    const bool half = text.options_.state == StateType::f16;
-    args->half_state = half ? static_cast<uint16_t*>(state) + at : nullptr;
-    args->state = half ? nullptr : static_cast<float*>(state) + at;
+    uint8_t* state =
+        text.ssm_state(layer) + first / kTileRows * text.state_layout().ssm_block_bytes;
+    const StateType type = text.options_.state;
+    args->state = type == StateType::f32 ? reinterpret_cast<float*>(state) : nullptr;
+    args->half_state = type == StateType::f16 ? reinterpret_cast<uint16_t*>(state) : nullptr;
+    args->int8_state = type == StateType::int8 ? state : nullptr;
+    args->position = text.position_;
   }
   // A state, as a phase that takes `channels` at a time reads it.
   ThreadPool::Ahead state_ahead(uint32_t layer, size_t channels) const {
-    const size_t bytes = session.options_.state == StateType::f16 ? 2 : 4;
-    return {static_cast<const uint8_t*>(session.ssm_state(layer)),
-            channels * layout.d_state * bytes, (layout.inner + channels - 1) / channels};
+    return {session.ssm_state(layer), channels / kTileRows * session.state_layout().ssm_block_bytes,
+            (layout.inner + channels - 1) / channels};
   }
 
   // Calls piece(i) for every i in [0, n), on the session's threads. `next`: what the phase after

@@ -97,13 +97,29 @@ struct ConvArgs {
 };
 using ConvSilu = void(const ConvArgs& args);
 
+// Scans with a state in int8 (quant/blocks.h: scale * q, 16 lanes of up to kStateGroup states). Sums, y
+// included, are those of the float scan from the state's values; then every token's new state is
+// rounded, group by group and lane by lane:
+//   scale = max over the group of |h| * float(1 / 127), at least kLeastStateScale, then rounded to 17
+//           significant bits, which makes scale * q exact
+//   q[n] = h[n] / scale + dither, rounded to nearest; -127 <= q <= 127
+//   dither = (((position + n) * 39 + lane * 4) mod 64 + 1/2) / 64 - 1/2
+// so |h - scale * q| <= scale * (127/128 + 2^-15). Rounded to the nearest alone, what a token adds to a
+// state that hardly decays would be lost for good where it is less than half a step. In 64 tokens the
+// dither takes 64 evenly spaced values, in steps of about the golden ratio: what is added is kept on
+// average, and errors cancel sooner than with random numbers. The same token of the same text has
+// the same dither however the text is split. A lane whose group gets a NaN or an infinity keeps the
+// scale NaN, so it stays visible.
+
 // Mamba-1's selective scan (Gu & Dao 2023, "Mamba", algorithm 2, zero-order hold on A, Euler on B)
 // with the output gate, per channel d and state n, tokens in order:
 //   dt = softplus(dt_in + dt_bias);  h[n] = exp(dt * A[n]) * h[n] + dt * B[n] * x;
 //   y = (sum_n C[n] * h[n] + D * x) * silu(z)
 struct Mamba1ScanArgs {
-  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where half_state is set
+  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where another is set
   uint16_t* half_state = nullptr;  // the same in binary16, rounded to nearest after every token
+  uint8_t* int8_state = nullptr;   // [blocks][int8_state_bytes(d_state)]; see above
+  uint64_t position = 0;           // tokens before the first one; int8_state only
   const float* a = nullptr;        // [blocks][d_state][16], negative (-exp(A_log))
   const float* d = nullptr;        // [blocks * 16]
   const float* dt_bias = nullptr;  // [blocks * 16]
@@ -128,8 +144,10 @@ using Mamba1Scan = void(const Mamba1ScanArgs& args);
 // and decay = exp(dt * A) already expanded to channels:
 //   h[n] = decay * h[n] + dt * x * B[n];  y = sum_n C[n] * h[n] + D * x
 struct Mamba2ScanArgs {
-  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where half_state is set
+  float* state = nullptr;          // [blocks][d_state][16]; updated. NULL where another is set
   uint16_t* half_state = nullptr;  // the same in binary16, rounded to nearest after every token
+  uint8_t* int8_state = nullptr;   // [blocks][int8_state_bytes(d_state)]; see above
+  uint64_t position = 0;           // tokens before the first one; int8_state only
   const float* d = nullptr;        // [blocks * 16]
   const float* dt = nullptr;       // [tokens][dt_stride], one value per channel
   const float* decay = nullptr;    // [tokens][dt_stride], one value per channel

@@ -151,4 +151,23 @@ static_assert(MatrixShape{WeightType::int3, 16, 32, 32}.row_block_bytes() == 64 
 static_assert(MatrixShape{WeightType::int2, 16, 16, 16}.row_block_bytes() == 64 + 64);
 static_assert(MatrixShape{WeightType::f16, 16, 10, 1}.row_block_bytes() == 320);
 
+// A recurrent state in int8: per block of 16 channels, groups of up to kStateGroup states, the last one
+// shorter, each
+//   float scale[16]             0 only where q is 0; NaN where the lane is damaged
+//   int8_t q[states][16]        value = scale * q, exactly; padded to whole lines
+constexpr size_t kStateGroup = 64;
+constexpr float kLeastStateScale = 0x1p-100f;
+
+constexpr size_t int8_state_group_bytes(size_t states) {
+  return kTileRows * sizeof(float) + round_up<size_t>(states * kTileRows, kLineBytes);
+}
+// Of one block.
+constexpr size_t int8_state_bytes(size_t d_state) {
+  const size_t rest = d_state % kStateGroup;
+  return d_state / kStateGroup * int8_state_group_bytes(kStateGroup) +
+         (rest != 0 ? int8_state_group_bytes(rest) : 0);
+}
+static_assert(int8_state_bytes(16) == 64 + 256);
+static_assert(int8_state_bytes(130) == 2 * (64 + 1024) + 64 + 64);
+
 }  // namespace mamba_edge

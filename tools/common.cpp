@@ -709,10 +709,16 @@ std::string matrix_types() {
   return names;
 }
 
+const std::vector<std::string>& state_types() {
+  static const std::vector<std::string> names = {"fp32", "fp16", "int8"};
+  return names;
+}
+
 mamba_edge_state_type parse_state_type(const std::string& name) {
   if (name == "fp32") return MAMBA_EDGE_STATE_FP32;
   if (name == "fp16") return MAMBA_EDGE_STATE_FP16;
-  throw UsageError("--state: fp32 or fp16 was expected, not '" + name + "'");
+  if (name == "int8") return MAMBA_EDGE_STATE_INT8;
+  throw UsageError("--state: fp32, fp16 or int8 was expected, not '" + name + "'");
 }
 
 void add_engine_options(CLI::App& app, EngineOptions& options) {
@@ -731,10 +737,12 @@ void add_compute_options(CLI::App& app, EngineOptions& options) {
       std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) +
       "); never changes results";
   add_integer(app, "--chunk", options.chunk, 1, 4096, chunk.c_str())->default_str("");
-  app.add_option("--state", options.state,
-                 "Number format of the recurrent state: fp32, or fp16, which is half as large")
+  app.add_option(
+         "--state", options.state,
+         "Number format of the recurrent state: fp32, fp16, which is half as large, or int8, a "
+         "little more than a quarter")
       ->type_name("TYPE")
-      ->check(CLI::IsMember({"fp32", "fp16"}))
+      ->check(CLI::IsMember(state_types()))
       ->capture_default_str();
   app.add_option("--isa", options.isa,
                  "Kernels to use, as generic or avx2 (default: MAMBA_EDGE_ISA from the "

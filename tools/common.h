@@ -177,8 +177,9 @@ struct EngineOptions {
 };
 // One of the types that mamba-quantize packs weights in; `flag` is for the UsageError.
 WeightType parse_weight_type(const std::string& flag, const std::string& value);
-std::string matrix_types();  // those types: "int8, int6, ..."
-// "fp32" or "fp16"; anything else is a UsageError.
+std::string matrix_types();                     // those types: "int8, int6, ..."
+const std::vector<std::string>& state_types();  // "fp32", "fp16", "int8"
+// One of those; anything else is a UsageError.
 mamba_edge_state_type parse_state_type(const std::string& name);
 void add_engine_options(CLI::App& app, EngineOptions& options);  // -m and those that follow
 // -t, --chunk, --state, --isa. What `options` holds is the default.

@@ -124,9 +124,9 @@ void add_reference_options(CLI::App& app, std::string& file, std::string& state)
       ->required()
       ->type_name("FILE");
   app.add_option("--reference-state", state,
-                 "Number format of the reference's recurrent state: fp32 or fp16")
+                 "Number format of the reference's recurrent state: fp32, fp16 or int8")
       ->type_name("TYPE")
-      ->check(CLI::IsMember({"fp32", "fp16"}))
+      ->check(CLI::IsMember(state_types()))
       ->capture_default_str();
 }
 

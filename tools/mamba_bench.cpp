@@ -547,7 +547,8 @@ int run(int argc, char** argv) {
       ->capture_default_str();
   add_integer(app, "--chunk", options.chunk, 1, 4096,
               "Tokens of a prompt that are taken through the weights at a time");
-  app.add_option("--state", options.states, "Number formats of the recurrent state: fp32, fp16")
+  app.add_option("--state", options.states,
+                 "Number formats of the recurrent state: fp32, fp16, int8")
       ->type_name("TYPE")
       ->delimiter(',')
       ->capture_default_str();

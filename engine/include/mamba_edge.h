@@ -105,10 +105,12 @@ MAMBA_EDGE_API void mamba_edge_model_get_info(const mamba_edge_model* model,
 /* ---- session: one text in progress ---- */
 
 /* How the recurrent state is kept between tokens. fp16 halves the bytes that a step moves for it (of
- * Mamba-2's, a quarter of all); every token's state is rounded to binary16. */
+ * Mamba-2's, a quarter of all); every token's state is rounded to binary16. int8 halves them nearly
+ * again: 64 states of a channel share a scale, and rounding is dithered by a token's position. */
 typedef enum mamba_edge_state_type {
   MAMBA_EDGE_STATE_FP32 = 0,
-  MAMBA_EDGE_STATE_FP16 = 1
+  MAMBA_EDGE_STATE_FP16 = 1,
+  MAMBA_EDGE_STATE_INT8 = 2
 } mamba_edge_state_type;
 
 typedef struct mamba_edge_session_options {

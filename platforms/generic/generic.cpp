@@ -99,6 +99,10 @@ struct GenericIsa {
     }
   }
 
+  static ME_INLINE V from_i8(const int8_t* p) {
+    return V::make([&](int i) { return static_cast<float>(p[i]); });
+  }
+
   static ME_INLINE V from_i16(const int16_t* p) {
     return V::make([&](int i) { return static_cast<float>(p[i]); });
   }

@@ -4,7 +4,7 @@
 // `Isa` supplies what differs:
 //
 //   Arch: what Lanes<Arch> is made of.
-//   V from_f16(p), V from_i16(p): sixteen binary16 numbers (exact) or integers.
+//   V from_f16(p), V from_i16(p), V from_i8(p): sixteen binary16 numbers (exact) or integers.
 //   to_f16(v, p): rounds to nearest even; what is too large becomes infinity.
 //   Ints quantise(x, q): sixteen values of magnitude <= 127, rounded, and stored as bytes.
 //   V swap<S>(x): lane i takes that of lane i ^ S; S = 1, 2, 4, 8.
@@ -31,6 +31,21 @@
 
 namespace mamba_edge {
 namespace {
+
+// What is added to a state in int8 before it is rounded; see platforms/kernels.h.
+constexpr size_t kDitherRows = 64;
+struct Dither {
+  alignas(64) float v[kDitherRows][kLanes];
+};
+constexpr Dither kDither = [] {
+  Dither d{};
+  for (size_t row = 0; row < kDitherRows; ++row) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      d.v[row][lane] = (static_cast<float>((row * 39 + lane * 4) % 64) + 0.5f) / 64 - 0.5f;
+    }
+  }
+  return d;
+}();
 
 template <typename Isa>
 struct Kernels {
@@ -697,8 +712,140 @@ struct Kernels {
     });
   }
 
+  // ---- recurrences with a state in int8 ----
+
+  // The new values of one group of states of a block, on their way to int8.
+  struct StateGroup {
+    V top = V::broadcast(0.0f);    // largest magnitude of each lane
+    V probe = V::broadcast(0.0f);  // stays zero unless a value is NaN or infinite
+    alignas(64) float h[kStateGroup * kLanes];
+
+    ME_INLINE void put(size_t n, const V& value) {
+      value.store(h + n * kLanes);
+      top = V::max(top, V::abs(value));
+      probe = V::fma(value, V::broadcast(0.0f), probe);
+    }
+    // Rounds `states` values; `row` is that of the first one's dither.
+    ME_INLINE void round_to(uint8_t* group, size_t states, size_t row) const {
+      const V step = V::max(top * V::broadcast(1.0f / 127.0f), V::broadcast(kLeastStateScale));
+      const V scale = V::shorten(step, 7) + probe;
+      const V inverse = V::broadcast(1.0f) / scale;
+      scale.store(reinterpret_cast<float*>(group));
+      auto* q = reinterpret_cast<int8_t*>(group) + kLanes * sizeof(float);
+      for (size_t n = 0; n < states; ++n) {
+        const V dither = V::load(kDither.v[(row + n) % kDitherRows]);
+        Isa::quantise(V::fma(V::load(h + n * kLanes), inverse, dither), q + n * kLanes);
+      }
+    }
+  };
+
+  // Calls f(first state, states, group) for the groups of a block.
+  template <typename F>
+  static ME_INLINE void state_groups(uint8_t* state, size_t n_state, bool in_cache, const F& f) {
+    for (size_t n = 0; n < n_state; n += kStateGroup) {
+      const size_t left = n_state - n, states = left < kStateGroup ? left : kStateGroup;
+      const size_t bytes = int8_state_group_bytes(states);
+      if (!in_cache) {
+        for (size_t i = 0; i < bytes; i += kLineBytes) read_ahead(state + i);
+      }
+      f(n, states, state);
+      state += bytes;
+    }
+  }
+
+  static ME_INLINE V load_state(const V& scale, const uint8_t* group, size_t n) {
+    const auto* q = reinterpret_cast<const int8_t*>(group) + kLanes * sizeof(float);
+    return scale * Isa::from_i8(q + n * kLanes);
+  }
+
+  static ME_INLINE void mamba1_token_int8(const Mamba1ScanArgs& args, uint8_t* state,
+                                          const float* a, const uint8_t* ahead, const float* steps,
+                                          size_t at, size_t t) {
+    const V x = V::load(args.x + t * args.x_stride + at);
+    const V step = V::load(steps);
+    const V dt = step * V::broadcast(kLog2E), dt_x = step * x;  // exp(step * a) = 2^(dt * a)
+    V y = V::load(args.d + at) * x;
+    const float* b = args.b + t * args.bc_stride;
+    const float* c = args.c + t * args.bc_stride;
+    state_groups(state, args.d_state, t > 0, [&](size_t first, size_t states, uint8_t* group) {
+      const V scale = V::load(reinterpret_cast<const float*>(group));
+      StateGroup next;
+      for (size_t k = 0; k < states; ++k) {
+        const size_t n = first + k;
+        if (t == 0) {
+          read_ahead(a + n * kLanes);
+          if (ahead != nullptr) {
+            __builtin_prefetch(ahead + n * kScanAhead, 0, 2);
+            __builtin_prefetch(ahead + n * kScanAhead + kLineBytes, 0, 2);
+          }
+        }
+        const V decay = V::decay(dt, V::load(a + n * kLanes));
+        const V h = V::fma(decay, load_state(scale, group, k), dt_x * V::broadcast(b[n]));
+        next.put(k, h);
+        y = V::fma(V::broadcast(c[n]), h, y);
+      }
+      next.round_to(group, states, static_cast<size_t>(args.position) + t + first);
+    });
+    const V gate = silu(V::load(args.z + t * args.z_stride + at));
+    (y * gate).store(args.y + t * args.y_stride + at);
+  }
+
+  static void mamba1_scan_int8(const Mamba1ScanArgs& args) {
+    const size_t block_bytes = int8_state_bytes(args.d_state);
+    const bool has_ahead = args.ahead != nullptr && args.tokens == 1;
+    in_blocks<kScanBlocks>(args.blocks, [&](auto n, size_t block) {
+      alignas(64) float steps[kDtTokens * n() * kLanes];
+      for (size_t t = 0; t < args.tokens; ++t) {
+        const size_t k = t % kDtTokens, left = args.tokens - t;
+        if (k == 0) {
+          mamba1_dt<n()>(args, block * kLanes, t, left < kDtTokens ? left : kDtTokens, steps);
+        }
+        for (size_t i = 0; i < n(); ++i) {
+          const size_t states_before = (block + i) * args.d_state;
+          mamba1_token_int8(args, args.int8_state + (block + i) * block_bytes,
+                            args.a + states_before * kLanes,
+                            has_ahead ? args.ahead + states_before * kScanAhead : nullptr,
+                            steps + (k * n() + i) * kLanes, (block + i) * kLanes, t);
+        }
+      }
+    });
+  }
+
+  static ME_INLINE void mamba2_token_int8(const Mamba2ScanArgs& args, uint8_t* state, size_t at,
+                                          size_t t) {
+    const V decay = V::load(args.decay + t * args.dt_stride + at);
+    const V x = V::load(args.x + t * args.x_stride + at);
+    const V dt_x = V::load(args.dt + t * args.dt_stride + at) * x;
+    V y = V::load(args.d + at) * x;
+    const float* b = args.b + t * args.bc_stride;
+    const float* c = args.c + t * args.bc_stride;
+    state_groups(state, args.d_state, t > 0, [&](size_t first, size_t states, uint8_t* group) {
+      const V scale = V::load(reinterpret_cast<const float*>(group));
+      StateGroup next;
+      for (size_t k = 0; k < states; ++k) {
+        const size_t n = first + k;
+        const V h = V::fma(decay, load_state(scale, group, k), dt_x * V::broadcast(b[n]));
+        next.put(k, h);
+        y = V::fma(V::broadcast(c[n]), h, y);
+      }
+      next.round_to(group, states, static_cast<size_t>(args.position) + t + first);
+    });
+    y.store(args.y + t * args.y_stride + at);
+  }
+
+  static void mamba2_scan_int8(const Mamba2ScanArgs& args) {
+    const size_t block_bytes = int8_state_bytes(args.d_state);
+    for (size_t block = 0; block < args.blocks; ++block) {
+      for (size_t t = 0; t < args.tokens; ++t) {
+        mamba2_token_int8(args, args.int8_state + block * block_bytes, block * kLanes, t);
+      }
+    }
+  }
+
   static void mamba1_scan(const Mamba1ScanArgs& args) {
-    if (args.half_state != nullptr) {
+    if (args.int8_state != nullptr) {
+      mamba1_scan_int8(args);
+    } else if (args.half_state != nullptr) {
       mamba1_scan_as(args, args.half_state);
     } else {
       mamba1_scan_as(args, args.state);
@@ -775,7 +922,9 @@ struct Kernels {
   }
 
   static void mamba2_scan(const Mamba2ScanArgs& args) {
-    if (args.half_state != nullptr) {
+    if (args.int8_state != nullptr) {
+      mamba2_scan_int8(args);
+    } else if (args.half_state != nullptr) {
       mamba2_scan_as(args, args.half_state);
     } else {
       mamba2_scan_as(args, args.state);

@@ -330,6 +330,12 @@ struct Lanes {
   static ME_INLINE Lanes larger_bits(const Lanes& a, const Lanes& b) {
     return make([&](int i) { return Math::larger_bits(a.v[i], b.v[i]); });
   }
+  // a >= 0 rounded to a significand that is `bits` bits shorter, ties up.
+  static ME_INLINE Lanes shorten(const Lanes& a, int bits) {
+    return make([&](int i) {
+      return Math::of_bits(((Math::bits(a.v[i]) + Math::integer(1 << (bits - 1))) >> bits) << bits);
+    });
+  }
   static ME_INLINE Lanes exp(const Lanes& a) {
     return make([&](int i) { return exp_lanes<Math>(a.v[i]); });
   }
@@ -459,6 +465,11 @@ struct Lanes {
   }
   static ME_INLINE Lanes larger_bits(const Lanes& a, const Lanes& b) {
     return make([&](int i) { return FloatMath::larger_bits(a.v[i], b.v[i]); });
+  }
+  static ME_INLINE Lanes shorten(const Lanes& a, int bits) {
+    return make([&](int i) {
+      return bits_float((float_bits(a.v[i]) + (1u << (bits - 1))) >> bits << bits);
+    });
   }
   static ME_INLINE Lanes exp(const Lanes& a) {
     return make([&](int i) { return exp_lanes<FloatMath>(a.v[i]); });

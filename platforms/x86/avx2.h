@@ -38,6 +38,14 @@ struct Avx2Lanes {
     _mm_store_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(x.v[1], kNearest));
   }
 
+  static ME_INLINE V from_i8(const int8_t* p) {
+    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+    V r;
+    r.v[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a));
+    r.v[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
+    return r;
+  }
+
   static ME_INLINE V from_i16(const int16_t* p) {
     const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
     const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));

@@ -49,6 +49,13 @@ struct Avx512Lanes {
                        _mm512_cvtps_ph(x.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 
+  static ME_INLINE V from_i8(const int8_t* p) {
+    V r;
+    r.v[0] = _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))));
+    return r;
+  }
+
   static ME_INLINE V from_i16(const int16_t* p) {
     const __m256i a = _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
     V r;

@@ -428,7 +428,84 @@ TEST_P(CApi, StateInHalfPrecision) {
   }
 }
 
-// Texts of different ages, with states of both kinds, join and leave; each gets the bits that it
+// int8 keeps a step of a 127th of the largest of up to 64 states; the same holds as for fp16, and
+// rounding depends on a token's position, not on how the text is split, by whom it is computed, or
+// where it was kept.
+TEST_P(CApi, StateInInt8) {
+  Options options = kDefaults, half = kDefaults;
+  options.state_type = MAMBA_EDGE_STATE_INT8;
+  half.state_type = MAMBA_EDGE_STATE_FP16;
+  EXPECT_LT(required(model_, options), required(model_, kDefaults));
+  const std::vector<int32_t> tokens = some_tokens(70);
+  const SessionPtr exact = make_session(model_), session = make_session(model_, options);
+  take(exact, {tokens[0]});
+  take(session, {tokens[0]});
+  EXPECT_EQ(same_bits(logits_of(session, model_), logits_of(exact, model_)),
+            config().mamba2.init_states == 0);
+  take(exact, {tokens.begin() + 1, tokens.end()});
+  take(session, {tokens.begin() + 1, tokens.end()});
+  EXPECT_FALSE(same_bits(logits_of(session, model_), logits_of(exact, model_)));
+  const Bytes saved = state_of(session, model_);
+
+  for (const int threads : {1, 2, 3}) {
+    for (const size_t split : std::initializer_list<size_t>{1, 5, 64}) {
+      Options other = options;
+      other.n_threads = threads;
+      other.chunk = 7;
+      SessionPtr text = make_session(model_, other);
+      for (size_t i = 0; i < tokens.size(); i += split) {
+        const size_t end = std::min(i + split, tokens.size());
+        take(text, {tokens.begin() + static_cast<std::ptrdiff_t>(i),
+                    tokens.begin() + static_cast<std::ptrdiff_t>(end)});
+        if (i / split == 3) {  // goes on elsewhere
+          const Bytes here = state_of(text, model_);
+          text = make_session(model_, other);
+          ASSERT_EQ(mamba_edge_state_load(text.get(), here.data(), here.size(), nullptr),
+                    MAMBA_EDGE_OK);
+        }
+      }
+      EXPECT_EQ(state_of(text, model_), saved) << threads << " threads, by " << split;
+    }
+  }
+
+  // Loaded, and copied from and to the other kinds.
+  const SessionPtr wide = make_session(model_), copy = make_session(model_, options);
+  for (const SessionPtr* to : {&wide, &copy}) {
+    ASSERT_EQ(mamba_edge_state_load(to->get(), saved.data(), saved.size(), nullptr), MAMBA_EDGE_OK);
+    EXPECT_EQ(state_of(*to, model_), saved);
+  }
+  mamba_edge_session_reset(wide.get());
+  ASSERT_EQ(mamba_edge_state_copy(wide.get(), session.get(), nullptr), MAMBA_EDGE_OK);
+  EXPECT_EQ(state_of(wide, model_), saved);
+  const SessionPtr from_half = make_session(model_, half);
+  take(from_half, tokens);
+  for (const SessionPtr* from : {&exact, &from_half}) {
+    ASSERT_EQ(mamba_edge_state_copy(copy.get(), from->get(), nullptr), MAMBA_EDGE_OK);
+    const Bytes precise = state_of(*from, model_), rounded = state_of(copy, model_);
+    EXPECT_NE(rounded, precise);
+    ASSERT_EQ(mamba_edge_state_load(session.get(), precise.data(), precise.size(), nullptr),
+              MAMBA_EDGE_OK);
+    EXPECT_EQ(state_of(session, model_), rounded);
+  }
+
+  // What was copied from fp16 is within half a step of it, and a little, in every channel.
+  size_t n_ssm = 0;
+  ASSERT_EQ(mamba_edge_state_export(copy.get(), 0, nullptr, nullptr, nullptr, &n_ssm, nullptr),
+            MAMBA_EDGE_OK);
+  Floats got(n_ssm), want(n_ssm);
+  mamba_edge_state_export(copy.get(), 0, nullptr, nullptr, got.data(), nullptr, nullptr);
+  mamba_edge_state_export(from_half.get(), 0, nullptr, nullptr, want.data(), nullptr, nullptr);
+  const size_t d_state = config().is_mamba2() ? config().mamba2.d_state : config().mamba1.d_state;
+  for (size_t i = 0; i < n_ssm; i += d_state) {
+    float top = 0;
+    for (size_t n = i; n < i + d_state; ++n) top = std::max(top, std::fabs(want[n]));
+    for (size_t n = i; n < i + d_state; ++n) {
+      ASSERT_LE(std::fabs(got[n] - want[n]), top / 127 * 0.501f) << n;
+    }
+  }
+}
+
+// Texts of different ages, with states of all kinds, join and leave; each gets the bits that it
 // gets alone.
 TEST_P(CApi, BatchesGiveEachTextWhatItGetsAlone) {
   for (const int threads : {1, 2}) {
@@ -438,11 +515,14 @@ TEST_P(CApi, BatchesGiveEachTextWhatItGetsAlone) {
       lead_options.batch = 17;
       Options half = kDefaults;
       half.state_type = MAMBA_EDGE_STATE_FP16;
+      Options bytes = kDefaults;
+      bytes.state_type = MAMBA_EDGE_STATE_INT8;
+      const Options of_text[] = {kDefaults, half, bytes};
       const SessionPtr lead = make_session(model_, lead_options);
       std::vector<SessionPtr> together, alone;
       for (size_t i = 0; i < n; ++i) {
         for (auto* list : {&together, &alone}) {
-          list->push_back(make_session(model_, i % 3 == 1 ? half : kDefaults));
+          list->push_back(make_session(model_, of_text[i % 3]));
           if (i > 0) take(list->back(), some_tokens(i, 7));
         }
       }
@@ -577,7 +657,9 @@ TEST(CApiArguments, UnknownStateType) {
   mamba_edge_error error;
   EXPECT_EQ(mamba_edge_session_create(model.get(), &options, nullptr, 0, &session, &error),
             MAMBA_EDGE_INVALID_ARGUMENT);
-  EXPECT_NE(std::string(error.message).find("state_type is 7"), std::string::npos) << error.message;
+  for (const char* part : {"state_type is 7", "0 (fp32)", "1 (fp16)", "2 (int8)"}) {
+    EXPECT_NE(std::string(error.message).find(part), std::string::npos) << error.message;
+  }
   EXPECT_EQ(session, nullptr);
 }
 

@@ -232,6 +232,29 @@ void shorten(size_t n, std::vector<int32_t>* tokens, Floats* expected) {
   expected->values.resize(n * expected->shape.back());
 }
 
+// The same with the state rounded after every token, which depends on the token's place in the text.
+TEST_P(Golden, SameBitsWithRoundedStates) {
+  const std::vector<int32_t> tokens = read_ids(GetParam() / "expect" / "tokens.npy");
+  Converted c(GetParam(), WeightType::f32);
+  const std::vector<float> exact = all_logits(*c.model, c.engine, 1, tokens);
+  for (const char* state : {"fp16", "int8"}) {
+    c.engine.state = state;
+    c.engine.threads = 1;
+    const std::vector<float> one = all_logits(*c.model, c.engine, 1, tokens);
+    EXPECT_NE(one, exact) << state;
+    for (const int chunk : {3, 64}) {
+      for (const int threads : {1, 3}) {
+        c.engine.threads = threads;
+        const std::vector<float> other = all_logits(*c.model, c.engine, chunk, tokens);
+        EXPECT_EQ(std::memcmp(one.data(), other.data(), one.size() * sizeof(float)), 0)
+            << state << ", chunk " << chunk << ", " << threads << " threads";
+      }
+    }
+    c.engine.threads = 1;
+    EXPECT_EQ(batch_logits(*c.model, c.engine, 3, tokens), one) << state;
+  }
+}
+
 // Chunks of a prompt and batches of texts on every table of this CPU: float32 equals the reference,
 // int8 has the same bits as token by token. Slow builds stop soon after the longest chunk but one, and
 // take the best table and the generic one.

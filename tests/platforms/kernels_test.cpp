@@ -26,6 +26,7 @@
 
 #include "platforms/select.h"
 #include "quant/half.h"
+#include "quant/int8_state.h"
 #include "tests/platforms/guarded.h"
 
 namespace mamba_edge {
@@ -1290,6 +1291,235 @@ TEST_P(Kernels, Mamba2ScanInHalf) {
                                          a->c += t * a->bc_stride;
                                          a->x += t * a->x_stride;
                                        });
+    }
+  }
+}
+
+// Calls f(first state, states, the group's bytes) for all groups of a block.
+template <typename F>
+void for_each_group(uint8_t* block, size_t d_state, const F& f) {
+  for (size_t n = 0; n < d_state; n += kStateGroup) {
+    const size_t states = std::min(kStateGroup, d_state - n);
+    f(n, states, block);
+    block += int8_state_group_bytes(states);
+  }
+}
+
+float int8_scale_of(const uint8_t* group, size_t lane) {
+  float scale;
+  std::memcpy(&scale, group + lane * sizeof(float), sizeof(scale));
+  return scale;
+}
+
+// A state in int8 is that of the float scan, rounded after each token as platforms/kernels.h says:
+// the float kernel, run token by token on the state's values, must give the same bits of y, and
+// values that the new state is within the rounding of. The float kernel is within its own bound of
+// the recurrence in double.
+template <typename Args, typename Scan>
+void check_int8_state(const ScanData& s, const Floats& start, Scan scan, const Args& args,
+                      void (*advance)(Args*, size_t token, size_t block)) {
+  constexpr uint64_t kPosition = 1000;
+  const size_t block_bytes = int8_state_bytes(s.d_state);
+  Guarded<uint8_t> state(s.blocks * block_bytes), all_state(s.blocks * block_bytes);
+  Floats values(start.size());
+  std::memset(state.data(), 0, s.blocks * block_bytes);
+  const auto value_bytes = [&](size_t block, size_t n) {
+    return reinterpret_cast<uint8_t*>(values.data() + (block * s.d_state + n) * 16);
+  };
+  for (size_t block = 0; block < s.blocks; ++block) {
+    for_each_group(state.data() + block * block_bytes, s.d_state,
+                   [&](size_t n, size_t states, uint8_t* group) {
+                     const auto* from = start.data() + (block * s.d_state + n) * 16;
+                     encode_int8_state(reinterpret_cast<const uint8_t*>(from), states, group);
+                     decode_int8_state(group, states, value_bytes(block, n));
+                   });
+  }
+  std::memcpy(all_state.data(), state.data(), s.blocks * block_bytes);
+
+  Floats want(s.tokens * s.channels), got(s.tokens * s.channels);
+  for (size_t t = 0; t < s.tokens; ++t) {
+    Args one = args;
+    advance(&one, t, 0);
+    one.tokens = 1;
+    one.state = values.data();
+    one.y = want.data() + t * s.channels;
+    scan(one);
+    for (size_t block = 0; block < s.blocks; ++block) {
+      Args part = args;
+      advance(&part, t, block);
+      part.tokens = part.blocks = 1;
+      part.state = nullptr;
+      part.int8_state = state.data() + block * block_bytes;
+      part.position = kPosition + t;
+      part.y = got.data() + t * s.channels + block * 16;
+      scan(part);
+      for_each_group(part.int8_state, s.d_state, [&](size_t first, size_t states, uint8_t* group) {
+        for (size_t lane = 0; lane < 16; ++lane) {
+          const auto h = [&](size_t n) {
+            return values[(block * s.d_state + first + n) * 16 + lane];
+          };
+          float top = 0;
+          for (size_t n = 0; n < states; ++n) top = std::max(top, std::fabs(h(n)));
+          const float step = std::max(top * (1.0f / 127.0f), kLeastStateScale);
+          const float scale =
+              std::bit_cast<float>((std::bit_cast<uint32_t>(step) + 0x40u) & 0xffffff80u);
+          ASSERT_EQ(int8_scale_of(group, lane), scale);
+          for (size_t n = 0; n < states; ++n) {
+            const int q = static_cast<int8_t>(group[64 + n * 16 + lane]);
+            const auto row = (kPosition + t + first + n) * 39 + lane * 4;
+            const double dither = (static_cast<double>(row % 64) + 0.5) / 64 - 0.5;
+            // Three roundings of numbers below 128: of the inverse, the product and the sum.
+            ASSERT_LE(std::fabs(q - (h(n) / double{scale} + dither)), 0.5 + 3 * 128 * kU)
+                << "token " << t << " state " << first + n << " lane " << lane;
+            ASSERT_LE(std::abs(q), 127);
+          }
+        }
+        decode_int8_state(group, states, value_bytes(block, first));
+      });
+    }
+  }
+  ASSERT_TRUE(got.same_bits(want));
+
+  Floats together(s.tokens * s.channels);
+  Args all = args;
+  all.state = nullptr;
+  all.int8_state = all_state.data();
+  all.position = kPosition;
+  all.y = together.data();
+  scan(all);
+  ASSERT_EQ(std::memcmp(all_state.data(), state.data(), s.blocks * block_bytes), 0);
+  ASSERT_TRUE(together.same_bits(want));
+}
+
+void advance_mamba1(Mamba1ScanArgs* a, size_t t, size_t block) {
+  a->a += block * a->d_state * 16;
+  a->d += block * 16;
+  a->dt_bias += block * 16;
+  a->dt += t * a->dt_stride + block * 16;
+  a->b += t * a->bc_stride;
+  a->c += t * a->bc_stride;
+  a->x += t * a->x_stride + block * 16;
+  a->z += t * a->z_stride + block * 16;
+}
+
+void advance_mamba2(Mamba2ScanArgs* a, size_t t, size_t block) {
+  a->d += block * 16;
+  a->dt += t * a->dt_stride + block * 16;
+  a->decay += t * a->dt_stride + block * 16;
+  a->b += t * a->bc_stride;
+  a->c += t * a->bc_stride;
+  a->x += t * a->x_stride + block * 16;
+}
+
+// Sizes from what counts as zero to far beyond binary16, and lanes of zeros.
+Floats states_of_all_sizes(const ScanData& s) {
+  Floats start(s.state.size());
+  for (size_t i = 0; i < start.size(); ++i) {
+    const float size = std::exp2(static_cast<float>(i / (16 * s.d_state) * 30) - 105.0f);
+    start[i] = i % 16 == 3 ? 0.0f : size * uniform(-1, 1);
+  }
+  return start;
+}
+
+TEST_P(Kernels, Mamba1ScanInInt8) {
+  for (const size_t d_state : Sizes{1, 3, 16, 24, 65}) {
+    for (const size_t tokens : Sizes{1, 2, 7, 19}) {
+      SCOPED_TRACE(testing::Message() << "d_state " << d_state << " tokens " << tokens);
+      ScanData s(kScanBlocks, d_state, tokens);
+      for (float& v : s.a) v = -std::exp(uniform(-3, 2));
+      fill(s.d, -1, 1);
+      fill(s.bias, -5, 1);
+      fill(s.dt, -1, 1);
+      fill(s.b, -1, 1);
+      fill(s.c, -1, 1);
+      fill(s.x, -3, 3);
+      fill(s.z, -8, 8);
+      for (size_t t = 0; t < tokens; ++t) s.x[t * s.channels + 3] = 0;  // a lane stays zero
+      check_int8_state<Mamba1ScanArgs>(s, states_of_all_sizes(s), k.mamba1_scan, s.mamba1(),
+                                       advance_mamba1);
+    }
+  }
+}
+
+TEST_P(Kernels, Mamba2ScanInInt8) {
+  for (const size_t d_state : Sizes{1, 3, 16, 64, 65, 128, 256, 300}) {
+    for (const size_t tokens : Sizes{1, 2, 7}) {
+      SCOPED_TRACE(testing::Message() << "d_state " << d_state << " tokens " << tokens);
+      ScanData s(kScanBlocks, d_state, tokens);
+      fill(s.d, -1, 1);
+      fill(s.dt, 0, 2);
+      fill(s.b, -1, 1);
+      fill(s.c, -1, 1);
+      fill(s.x, -3, 3);
+      for (size_t t = 0; t < tokens; ++t) s.x[t * s.channels + 3] = 0;
+      const Floats decay = floats(tokens * s.channels, 0, 1);
+      check_int8_state<Mamba2ScanArgs>(s, states_of_all_sizes(s), k.mamba2_scan, s.mamba2(decay),
+                                       advance_mamba2);
+    }
+  }
+}
+
+// A NaN or an infinity spoils its lane of its group, for good, and nothing else of the state.
+TEST_P(Kernels, Int8StatesKeepNanVisible) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    constexpr size_t kState = 2 * kStateGroup;
+    ScanData s(1, kState, 2);
+    fill(s.d, -1, 1);
+    fill(s.dt, 0, 2);
+    fill(s.b, 0.5f, 1);
+    fill(s.c, -1, 1);
+    fill(s.x, -3, 3);
+    const Floats decay = floats(2 * s.channels, 0.5f, 1);
+    const size_t at = kStateGroup + 9;  // a state of the second group
+    s.b[at] = bad;
+    Guarded<uint8_t> state(int8_state_bytes(kState));
+    std::memset(state.data(), 0, int8_state_bytes(kState));
+    Mamba2ScanArgs args = s.mamba2(decay);
+    args.state = nullptr;
+    args.int8_state = state.data();
+    for (size_t lane = 8; lane < 16; ++lane) {  // zero times an infinity is NaN, too
+      s.x[lane] = s.x[16 + lane] = 0;
+    }
+    k.mamba2_scan(args);
+    for (size_t lane = 0; lane < 16; ++lane) {
+      EXPECT_FALSE(std::isnan(int8_scale_of(state.data(), lane))) << lane;
+      EXPECT_TRUE(
+          std::isnan(int8_scale_of(state.data() + int8_state_group_bytes(kStateGroup), lane)));
+      EXPECT_TRUE(std::isnan(s.y[16 + lane])) << lane;
+    }
+  }
+}
+
+// Where nothing decays, additions of a fraction of a step are kept on average: after each 64 tokens the
+// state is off by no more than one rounding and what the 64 values of the dither miss.
+TEST_P(Kernels, Int8StatesKeepSmallAdditions) {
+  constexpr size_t kState = 3;
+  for (const float part : {0.02f, 0.1f, 0.37f, -0.49f}) {
+    ScanData s(1, kState, 64);
+    const float step = 0x1p-4f;
+    Guarded<uint8_t> state(int8_state_bytes(kState));
+    std::memset(state.data(), 0, int8_state_bytes(kState));
+    Floats start(kState * 16);
+    for (size_t lane = 0; lane < 16; ++lane) start[lane] = 127 * step;  // state 0 fixes the scale
+    encode_int8_state(reinterpret_cast<const uint8_t*>(start.data()), kState, state.data());
+    for (float& v : s.dt) v = 1;
+    for (float& v : s.x) v = step;
+    for (size_t t = 0; t < 64; ++t) s.b[t * s.bc_stride() + 1] = part;
+    Floats decay(64 * 16);
+    for (float& v : decay) v = 1;
+    Mamba2ScanArgs args = s.mamba2(decay);
+    args.state = nullptr;
+    args.int8_state = state.data();
+    k.mamba2_scan(args);
+    for (size_t lane = 0; lane < 16; ++lane) {
+      ASSERT_EQ(int8_scale_of(state.data(), lane), step);
+      const int q = static_cast<int8_t>(state.data()[64 + 16 + lane]);
+      // The state is whole steps, so a token adds one more where its dither is above 1/2 - part:
+      // as many of 64 as 64 * part, rounded up or down.
+      EXPECT_LT(std::fabs(static_cast<double>(q) - 64 * double{part}), 1.0) << part << " " << lane;
+      EXPECT_EQ(static_cast<int8_t>(state.data()[64 + lane]), 127);
+      EXPECT_EQ(static_cast<int8_t>(state.data()[64 + 32 + lane]), 0);
     }
   }
 }

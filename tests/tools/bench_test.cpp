@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "engine/session.h"
 #include "engine/tensors.h"
 #include "quant/encode.h"
 #include "tests/tools/programs.h"
@@ -72,10 +73,14 @@ std::vector<std::string> cells(const std::string& line, char separator) {
 }
 
 // Bytes of the recurrent state: the convolution's windows, always in float, and the SSM's.
-double state_bytes(const ModelConfig& config, bool half) {
+double state_bytes(const ModelConfig& config, StateType type) {
   const Layout layout(config);
   const double conv = 4.0 * layout.conv_rows * layout.d_conv;
-  const double ssm = (half ? 2.0 : 4.0) * layout.inner * layout.d_state;
+  // int8: a float scale for up to 64 states, which is all of them here.
+  const double channel = type == StateType::f32   ? 4.0 * layout.d_state
+                         : type == StateType::f16 ? 2.0 * layout.d_state
+                                                  : 4.0 + layout.d_state;
+  const double ssm = channel * layout.inner;
   return config.n_layer * (conv + ssm);
 }
 
@@ -165,15 +170,21 @@ TEST(Bench, AStepReadsTheWeightsAndTheStateTwice) {
   for (const char* name : {"mamba1-tiny", "mamba2-tiny"}) {
     for (const std::string& model : {tiny(name), tiny_int8(name)}) {
       const Json rows = rows_of(
-          {"-m", model, "-p", "0", "-n", "1", "-r", "1", "-t", "1", "--state", "fp32,fp16"});
-      ASSERT_EQ(rows.size(), 2u) << rows.dump();
+          {"-m", model, "-p", "0", "-n", "1", "-r", "1", "-t", "1", "--state", "fp32,fp16,int8"});
+      ASSERT_EQ(rows.size(), 3u) << rows.dump();
       const ModelConfig config = config_of(model);
       const double weights = weight_bytes(model);
       EXPECT_EQ(rows[0]["state"], "fp32");
-      EXPECT_EQ(rows[0]["bytes_per_token"], weights + 2 * state_bytes(config, false)) << model;
+      EXPECT_EQ(rows[0]["bytes_per_token"], weights + 2 * state_bytes(config, StateType::f32))
+          << model;
       EXPECT_EQ(rows[1]["state"], "fp16");
-      EXPECT_EQ(rows[1]["bytes_per_token"], weights + 2 * state_bytes(config, true)) << model;
+      EXPECT_EQ(rows[1]["bytes_per_token"], weights + 2 * state_bytes(config, StateType::f16))
+          << model;
+      EXPECT_EQ(rows[2]["state"], "int8");
+      EXPECT_EQ(rows[2]["bytes_per_token"], weights + 2 * state_bytes(config, StateType::int8))
+          << model;
       EXPECT_LT(rows[1]["arena_bytes"], rows[0]["arena_bytes"]);
+      EXPECT_LT(rows[2]["arena_bytes"], rows[1]["arena_bytes"]);
     }
   }
 }
@@ -269,7 +280,7 @@ TEST(Bench, WrongUsageNamesTheFlag) {
       {{"--synthetic", "mamba-130m", "--group-size", "512"}, {"--group-size", "512"}},
       {{"-m", model, "--isa", "abacus"}, {"--isa", "'abacus'", "generic"}},
       {{"-m", model, "--isa", "generic,abacus"}, {"--isa", "'abacus'"}},
-      {{"-m", model, "--state", "fp8"}, {"--state", "fp8", "fp16"}},
+      {{"-m", model, "--state", "fp8"}, {"--state", "fp8", "fp32, fp16 or int8"}},
       {{"-m", model, "-o", "yaml"}, {"--output", "yaml", "csv"}},
       {{"-m", model, "-p", "0", "-n", "0"}, {"-p", "-n"}},
       {{"-m", model, "-p", "-1"}, {"-p", "-1"}},

@@ -239,15 +239,19 @@ TEST(EvalKl, MeasuresTheStateType) {
     const std::vector<std::string> arguments = {"-m",       tiny(name), "--reference",
                                                 tiny(name), "-f",       source("models/valid.txt"),
                                                 "--limit",  "300"};
-    std::vector<std::string> half = arguments, both = arguments;
-    half.insert(half.end(), {"--state", "fp16"});
-    both.insert(both.end(), {"--state", "fp16", "--reference-state", "fp16"});
-    const Json json = kl_json(half);
-    EXPECT_EQ(json["state"], "fp16");
-    EXPECT_EQ(json["reference_state"], "fp32");
-    EXPECT_GT(json["kl_mean"], 0);
-    EXPECT_EQ(json["ppl_reference"], kl_json(arguments)["ppl"]);  // the reference stays as it was
-    EXPECT_EQ(kl_json(both)["kl_max"], 0);
+    double before = 0;
+    for (const std::string type : {"fp16", "int8"}) {  // the coarser, the farther
+      std::vector<std::string> one = arguments, both = arguments;
+      one.insert(one.end(), {"--state", type});
+      both.insert(both.end(), {"--state", type, "--reference-state", type});
+      const Json json = kl_json(one);
+      EXPECT_EQ(json["state"], type);
+      EXPECT_EQ(json["reference_state"], "fp32");
+      EXPECT_GT(json["kl_mean"], before);
+      before = json["kl_mean"];
+      EXPECT_EQ(json["ppl_reference"], kl_json(arguments)["ppl"]);  // the reference stays as it was
+      EXPECT_EQ(kl_json(both)["kl_max"], 0);
+    }
   }
 }
 

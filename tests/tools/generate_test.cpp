@@ -111,7 +111,8 @@ TEST(Generate, ThreadsAndChunksDoNotChangeTheText) {
 TEST(Generate, ParallelContinuationsAreWhatEachWouldBeAlone) {
   for (const std::vector<std::string>& more :
        {std::vector<std::string>{"-n", "40"},
-        std::vector<std::string>{"-n", "60", "--stop", ".", "--state", "fp16", "-t", "2"}}) {
+        std::vector<std::string>{"-n", "60", "--stop", ".", "--state", "fp16", "-t", "2"},
+        std::vector<std::string>{"-n", "40", "--state", "int8", "-t", "2"}}) {
     std::vector<std::string> together = story({"--parallel", "3"});
     together.insert(together.end(), more.begin(), more.end());
     const Json all = json_of(together);
