@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/session.h"
 #include "engine/tensors.h"
 #include "platforms/os/memory.h"
 #include "platforms/select.h"

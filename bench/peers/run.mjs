@@ -23,7 +23,7 @@ const kUsage = `usage: node run.mjs [options]
   --types LIST      pairs ENGINE:PEER, default int8:Q8_0,int4:Q4_0
                     (int8, int4, fp16, fp32 and ${kMatrixTypes.join(', ')})
   --threads LIST    default 1
-  --states LIST     fp32, fp16 or both: how the engine keeps the state of Mamba-2 models, default
+  --states LIST     fp32, fp16, int8: how the engine keeps the state of Mamba-2 models, default
                     fp32 (Mamba-1 models and llama.cpp: always fp32)
   --rounds N        pairs of runs, default 3
   --repeat N        rounds within each run, default 3
@@ -79,7 +79,7 @@ function readOptions() {
   const options = {
     ...values,
     models: list('models', Object.keys(kModels)),
-    states: list('states', ['fp32', 'fp16']),
+    states: list('states', ['fp32', 'fp16', 'int8']),
     threads: list('threads').map((item) => count('threads', item, 1)),
     types: list('types').map((pair) => {
       const [engine, peer, ...more] = pair.split(':');

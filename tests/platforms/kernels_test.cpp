@@ -1411,14 +1411,14 @@ void advance_mamba2(Mamba2ScanArgs* a, size_t t, size_t block) {
   a->x += t * a->x_stride + block * 16;
 }
 
-// Sizes from what counts as zero to far beyond binary16, and lanes of zeros.
-Floats states_of_all_sizes(const ScanData& s) {
-  Floats start(s.state.size());
-  for (size_t i = 0; i < start.size(); ++i) {
-    const float size = std::exp2(static_cast<float>(i / (16 * s.d_state) * 30) - 105.0f);
-    start[i] = i % 16 == 3 ? 0.0f : size * uniform(-1, 1);
+// Numbers between -1 and 1 become those of sizes from what counts as zero, block by block, and a lane
+// of zeros.
+Floats states_of_all_sizes(const ScanData& s, Floats numbers) {
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const size_t block = i / (16 * s.d_state);
+    numbers[i] *= i % 16 == 3 ? 0.0f : std::exp2(static_cast<float>(block) * 30 - 105);
   }
-  return start;
+  return numbers;
 }
 
 TEST_P(Kernels, Mamba1ScanInInt8) {
@@ -1435,8 +1435,8 @@ TEST_P(Kernels, Mamba1ScanInInt8) {
       fill(s.x, -3, 3);
       fill(s.z, -8, 8);
       for (size_t t = 0; t < tokens; ++t) s.x[t * s.channels + 3] = 0;  // a lane stays zero
-      check_int8_state<Mamba1ScanArgs>(s, states_of_all_sizes(s), k.mamba1_scan, s.mamba1(),
-                                       advance_mamba1);
+      check_int8_state<Mamba1ScanArgs>(s, states_of_all_sizes(s, floats(s.state.size(), -1, 1)),
+                                       k.mamba1_scan, s.mamba1(), advance_mamba1);
     }
   }
 }
@@ -1453,8 +1453,8 @@ TEST_P(Kernels, Mamba2ScanInInt8) {
       fill(s.x, -3, 3);
       for (size_t t = 0; t < tokens; ++t) s.x[t * s.channels + 3] = 0;
       const Floats decay = floats(tokens * s.channels, 0, 1);
-      check_int8_state<Mamba2ScanArgs>(s, states_of_all_sizes(s), k.mamba2_scan, s.mamba2(decay),
-                                       advance_mamba2);
+      check_int8_state<Mamba2ScanArgs>(s, states_of_all_sizes(s, floats(s.state.size(), -1, 1)),
+                                       k.mamba2_scan, s.mamba2(decay), advance_mamba2);
     }
   }
 }
