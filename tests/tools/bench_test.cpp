@@ -324,7 +324,7 @@ TEST(Bench, MakesModelsOfPublishedSizes) {
   EXPECT_EQ(rows[0]["type"], "int8");
   expect_sane(rows[0]);
   const ModelConfig config = tools::synthetic_config("mamba-130m");
-  double bytes = 2 * state_bytes(config, false);
+  double bytes = 2 * state_bytes(config, StateType::f32);
   for (uint32_t i = 0; i < tensor_count(config); ++i) {
     const TensorSpec spec = tensor_spec(config, i);
     const WeightType type = spec.quantisable ? WeightType::int8 : WeightType::f32;
