@@ -175,10 +175,10 @@ namespace mamba_edge {
 namespace {
 
 // What xsimd lacks comes from Arch, on registers: fma(a, b, c), because xsimd's is not fused on
-// all; on AVX-512 raise_or_zero, because it takes one instruction less, and div, a quotient of numbers
-// that are not extreme within 2 ulp, because the exact one takes four times as long. On NEON also what xsimd has, but not for a derived architecture (broadcast), only as an
-// estimate (div), or only through tables of functions that would be shared with other units (bits,
-// of_bits).
+// all; on AVX-512 raise_or_zero, because it takes one instruction less, and div, which is within 2 ulp
+// for normal divisors, because the exact one takes four times as long. On NEON also what xsimd has, but
+// not for a derived architecture (broadcast), only as an estimate (div), or only through tables of
+// functions that would be shared with other units (bits, of_bits).
 template <typename Batch, typename T>
 ME_INLINE Batch splat(T value) {
   using Arch = typename Batch::arch_type;

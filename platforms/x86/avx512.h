@@ -14,7 +14,7 @@ struct Avx512 : xsimd::avx512bw {
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_maskz_add_epi32(large, _mm512_castps_si512(p), power));
   }
-  // a / b for b from 1 on, within 2 ulp, by an estimate of 1 / b and one Newton step; 0 for b from 2^126 on,
+  // a / b for normal b > 0, within 2 ulp, by an estimate of 1 / b and one Newton step; 0 for b from 2^126 on,
   // whose inverse is no normal number.
   static ME_INLINE __m512 div(__m512 a, __m512 b) {
     const __mmask16 normal = _mm512_cmp_ps_mask(b, _mm512_set1_ps(0x1p126f), _CMP_NGE_UQ);
