@@ -13,16 +13,15 @@ import fs from 'node:fs/promises';
 import process from 'node:process';
 import {parseArgs} from 'node:util';
 
+import {failAs, importPeer} from './peer.mjs';
+
 const kUsage =
     'usage: node kl.mjs REFERENCE.gguf FILE.gguf... --ids IDS.json [--window 512] [--skip 256] ' +
     '[--limit N] [--start 0] [--threads 1]';
 
 const kPiece = 256;  // tokens whose predictions are held at a time
 
-function fail(message, status = 1) {
-  console.error(`kl: ${message}`);
-  process.exit(status);
-}
+const fail = failAs('kl');
 
 function readOptions() {
   try {
@@ -51,15 +50,6 @@ function readOptions() {
   }
 }
 
-async function importPeer() {
-  try {
-    return await import('node-llama-cpp');
-  } catch (error) {
-    if (error.code !== 'ERR_MODULE_NOT_FOUND') throw error;
-    return fail('the package node-llama-cpp is not installed; run `npm install` in bench/peers');
-  }
-}
-
 async function readIds({ids, limit}) {
   try {
     const list = JSON.parse(await fs.readFile(ids, 'utf8'));
@@ -72,7 +62,7 @@ async function readIds({ids, limit}) {
 
 const {files, window, skip, start, threads, ...rest} = readOptions();
 const ids = await readIds(rest);
-const {getLlama} = await importPeer();
+const {getLlama} = await importPeer(fail);
 const llama = await getLlama({gpu: false, build: 'never', logLevel: 'error', maxThreads: threads});
 
 async function open(file) {

@@ -10,13 +10,12 @@
 import process from 'node:process';
 import {parseArgs} from 'node:util';
 
+import {failAs, importPeer} from './peer.mjs';
+
 const kUsage =
     'usage: node llama.mjs FILE.gguf [--threads 1] [--prompt 16] [--generate 32] [--rounds 3]';
 
-function fail(message, status = 1) {
-  console.error(`llama: ${message}`);
-  process.exit(status);
-}
+const fail = failAs('llama');
 
 function readOptions() {
   try {
@@ -43,15 +42,6 @@ function readOptions() {
   }
 }
 
-async function importPeer() {
-  try {
-    return await import('node-llama-cpp');
-  } catch (error) {
-    if (error.code !== 'ERR_MODULE_NOT_FOUND') throw error;
-    return fail('the package node-llama-cpp is not installed; run `npm install` in bench/peers');
-  }
-}
-
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const median = (values) => {
   const sorted = values.toSorted((a, b) => a - b);
@@ -60,7 +50,7 @@ const median = (values) => {
 const now = () => Number(process.hrtime.bigint()) / 1e6;  // milliseconds
 
 const {file, threads, prompt, generate, rounds} = readOptions();
-const {getLlama} = await importPeer();
+const {getLlama} = await importPeer(fail);
 
 // llama.cpp's own clock around its evaluations, which it logs when asked to: [prompt, tokens].
 const logged = [];

@@ -101,9 +101,7 @@ struct NeonIsa {
     vst1q_u16(p + 8, vreinterpretq_u16_f16(b));
   }
 
-  static ME_INLINE V from_i8(const int8_t* p) {
-    const int8x16_t q = vld1q_s8(p);
-    const int16x8_t a = vmovl_s8(vget_low_s8(q)), b = vmovl_high_s8(q);
+  static ME_INLINE V widen(int16x8_t a, int16x8_t b) {
     V r;
     r.v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(a)));
     r.v[1] = vcvtq_f32_s32(vmovl_high_s16(a));
@@ -112,15 +110,12 @@ struct NeonIsa {
     return r;
   }
 
-  static ME_INLINE V from_i16(const int16_t* p) {
-    const int16x8_t a = vld1q_s16(p), b = vld1q_s16(p + 8);
-    V r;
-    r.v[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(a)));
-    r.v[1] = vcvtq_f32_s32(vmovl_high_s16(a));
-    r.v[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(b)));
-    r.v[3] = vcvtq_f32_s32(vmovl_high_s16(b));
-    return r;
+  static ME_INLINE V from_i8(const int8_t* p) {
+    const int8x16_t q = vld1q_s8(p);
+    return widen(vmovl_s8(vget_low_s8(q)), vmovl_high_s8(q));
   }
+
+  static ME_INLINE V from_i16(const int16_t* p) { return widen(vld1q_s16(p), vld1q_s16(p + 8)); }
 
   template <int S>
   static ME_INLINE V swap(const V& x) {

@@ -88,26 +88,25 @@ struct Sse2Isa : X86Dot<Sse2Registers, Sse2> {
                     _mm_packs_epi32(narrow(x.v[2]), narrow(x.v[3])));
   }
 
-  static ME_INLINE V from_i8(const int8_t* p) {
-    const __m128i q = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i a = _mm_unpacklo_epi8(q, q), b = _mm_unpackhi_epi8(q, q);
-    V r;
-    r.v[0] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(a, a), 24));
-    r.v[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(a, a), 24));
-    r.v[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(b, b), 24));
-    r.v[3] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(b, b), 24));
-    return r;
-  }
-
-  static ME_INLINE V from_i16(const int16_t* p) {
-    const __m128i a = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
-    const __m128i b = _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8));
+  // 16-bit integers.
+  static ME_INLINE V widen(__m128i a, __m128i b) {
     V r;
     r.v[0] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(a, a), 16));
     r.v[1] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(a, a), 16));
     r.v[2] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(b, b), 16));
     r.v[3] = _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpackhi_epi16(b, b), 16));
     return r;
+  }
+
+  static ME_INLINE V from_i8(const int8_t* p) {
+    const __m128i q = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+    return widen(_mm_srai_epi16(_mm_unpacklo_epi8(q, q), 8),
+                 _mm_srai_epi16(_mm_unpackhi_epi8(q, q), 8));
+  }
+
+  static ME_INLINE V from_i16(const int16_t* p) {
+    return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(p)),
+                 _mm_load_si128(reinterpret_cast<const __m128i*>(p + 8)));
   }
 
   template <int S>
