@@ -69,7 +69,9 @@ TEST(Int8State, ZerosTinyAndHugeValues) {
   values[3] = std::numeric_limits<float>::max();
   values[4] = std::numeric_limits<float>::denorm_min();
   const Group group(values);
-  for (const size_t lane : {0, 1, 2, 4}) EXPECT_EQ(group.scale(lane), kLeastStateScale);
+  for (const size_t lane : {size_t{0}, size_t{1}, size_t{2}, size_t{4}}) {
+    EXPECT_EQ(group.scale(lane), kLeastStateScale);
+  }
   EXPECT_EQ(group.q(0, 0), 0);
   EXPECT_EQ(group.q(0, 1), 0);
   EXPECT_EQ(group.q(0, 2), -8);
