@@ -83,7 +83,7 @@ Bytes described(const MatrixShape& shape, const Bytes& raw) {
 
 TEST(Sorted, AsDescribedAndBack) {
   for (const MatrixShape& shape : shapes()) {
-    for (const size_t blocks : {1, 3}) {
+    for (const size_t blocks : {size_t{1}, size_t{3}}) {
       SCOPED_TRACE(testing::Message() << type_name(shape.type) << " " << shape.cols << " / "
                                       << shape.group << ", " << blocks);
       const Bytes raw = random_bytes(blocks * shape.row_block_bytes());
