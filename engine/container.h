@@ -3,11 +3,11 @@
 //
 // In short: a legal sequence of zstd frames. A header (skippable frame) at offset 0 points at the
 // directory (skippable frame) at the end, which lists sections and tensors, each a blob of one or
-// more frames: ordinary zstd frames with content checksums, of the bytes or, for tensors, of the bytes
-// in the order of quant/sorted.h; or one raw run of bytes inside a skippable frame, 64-byte aligned,
-// for mapping. This header has the layout, shared by reader and
-// writer, and the reader. The reader checks every number before it trusts it; it does not know
-// which tensors a model needs (loader.h does).
+// more frames: ordinary zstd frames with content checksums, of the bytes or, for tensors, of the
+// bytes in the order of quant/sorted.h; or one raw run of bytes inside a skippable frame, 64-byte
+// aligned, for mapping. This header has the layout, shared by reader and writer, and the reader. The
+// reader checks every number before it trusts it; it does not know which tensors a model needs
+// (loader.h does).
 #pragma once
 
 #include <cstddef>
