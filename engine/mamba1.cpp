@@ -76,12 +76,12 @@ void run_mamba1(const Step& step, uint32_t layer) {
   const size_t scan_fetches = y_piece / kTileRows * l.d_state * kScanAhead;
   step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t i) {
     const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
-    step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, b.inner_stride);
+    step.matmul(w.dt_proj, b.dt_low, first / kTileRows, end / kTileRows, b.dt, b.dt_stride);
     Mamba1ScanArgs scan;
     scan.a = w.a + first * l.d_state;
     scan.d = w.d + first;
     scan.dt_bias = w.dt_bias + first;
-    scan.dt_stride = b.inner_stride;
+    scan.dt_stride = b.dt_stride;
     scan.bc_stride = dbc_stride;
     scan.x_stride = b.conv.stride;
     scan.z_stride = proj_stride;
@@ -92,7 +92,7 @@ void run_mamba1(const Step& step, uint32_t layer) {
       scan.ahead = step.next_weights(w.out_proj, Step::kOutRows, i, y_pieces, scan_fetches);
     step.for_each_text([&](const Session& text, size_t t, size_t n) {
       step.set_state(text, layer, first, &scan);
-      scan.dt = b.dt + t * b.inner_stride + first;
+      scan.dt = b.dt + t * b.dt_stride + first;
       scan.b = b.dbc + t * dbc_stride + in_b;
       scan.c = b.dbc + t * dbc_stride + in_c;
       scan.x = b.conv.x + t * b.conv.stride + first;

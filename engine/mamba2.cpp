@@ -14,6 +14,15 @@ struct Section {
   bool conv;
 };
 
+// The scan takes a few tokens and channels at a time, as dt and decay are expanded for these.
+constexpr size_t kScanTokens = 16, kScanChannels = 64;
+
+// row[begin], ..., row[end - 1] = value, in blocks of constant size where there are any.
+void fill(float* row, size_t begin, size_t end, float value) {
+  for (; begin + kTileRows <= end; begin += kTileRows) std::fill_n(row + begin, kTileRows, value);
+  for (; begin < end; ++begin) row[begin] = value;
+}
+
 }  // namespace
 
 void run_mamba2(const Step& step, uint32_t layer) {
@@ -76,53 +85,64 @@ void run_mamba2(const Step& step, uint32_t layer) {
   const bool quantised = is_quantised(w.out_proj.shape.type);
   const bool scales_only =
       quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
-  step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t i) {
-    const size_t first = i * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
+  std::fill_n(b.gate_sums, tokens * (l.inner / kTileRows), 0.0f);
+  step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t piece) {
+    const size_t first = piece * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     for (size_t c = first; c < end;) {
       const size_t group = c / l.segment_padded, start = group * l.segment_padded;
-      const size_t stop = std::min(end, start + l.segment_padded), n = stop - c;
+      const size_t n = std::min({end - c, start + l.segment_padded - c, kScanChannels});
       // Every channel gets its head's dt and decay. Padding channels take the last head's; their x
       // is zero.
-      for (size_t j = c; j < stop;) {
-        const size_t in_group = std::min((j - start) / config.headdim, heads_per_group - 1);
-        const size_t head = group * heads_per_group + in_group;
-        const size_t next = in_group + 1 < heads_per_group
-                                ? std::min(stop, start + (in_group + 1) * config.headdim)
-                                : stop;
-        for (size_t t = 0; t < tokens; ++t) {
-          std::fill_n(b.dt + t * b.inner_stride + j, next - j, b.proj[t * stride + l.in_dt + head]);
-          std::fill_n(b.decay + t * b.inner_stride + j, next - j, b.head_decay[t * l.heads + head]);
+      alignas(kBlockAlign) float dt[kScanTokens][kScanChannels];
+      alignas(kBlockAlign) float decay[kScanTokens][kScanChannels];
+      const auto expand = [&](size_t first_token, size_t count) {
+        for (size_t j = 0; j < n;) {
+          const size_t in_segment = c + j - start;
+          const size_t in_group = std::min(in_segment / config.headdim, heads_per_group - 1);
+          const size_t head = group * heads_per_group + in_group;
+          const size_t next = in_group + 1 < heads_per_group
+                                  ? std::min(n, j + (in_group + 1) * config.headdim - in_segment)
+                                  : n;
+          for (size_t i = 0; i < count; ++i) {
+            const size_t t = first_token + i;
+            fill(dt[i], j, next, b.proj[t * stride + l.in_dt + head]);
+            fill(decay[i], j, next, b.head_decay[t * l.heads + head]);
+          }
+          j = next;
         }
-        j = next;
-      }
+      };
       Mamba2ScanArgs scan;
       scan.d = w.d + c;
-      scan.dt_stride = b.inner_stride;
+      scan.dt = dt[0];
+      scan.decay = decay[0];
+      scan.dt_stride = kScanChannels;
       scan.bc_stride = stride;
       scan.x_stride = stride;
       scan.y_stride = b.y.stride;
       scan.d_state = l.d_state;
       scan.blocks = n / kTileRows;
-      step.for_each_text([&](const Session& text, size_t t, size_t count) {
+      step.for_each_text([&](const Session& text, size_t text_first, size_t text_tokens) {
         step.set_state(text, layer, c, &scan);
-        scan.dt = b.dt + t * b.inner_stride + c;
-        scan.decay = b.decay + t * b.inner_stride + c;
-        scan.b = b.proj + t * stride + l.in_b + group * l.d_state;
-        scan.c = b.proj + t * stride + l.in_c + group * l.d_state;
-        scan.x = b.proj + t * stride + l.in_x + c;
-        scan.y = b.y.x + t * b.y.stride + c;
-        scan.tokens = count;
-        k.mamba2_scan(scan);
+        for (size_t done = 0; done < text_tokens; done += scan.tokens) {
+          const size_t t = text_first + done;
+          scan.tokens = std::min(kScanTokens, text_tokens - done);
+          expand(t, scan.tokens);
+          scan.b = b.proj + t * stride + l.in_b + group * l.d_state;
+          scan.c = b.proj + t * stride + l.in_c + group * l.d_state;
+          scan.x = b.proj + t * stride + l.in_x + c;
+          scan.y = b.y.x + t * b.y.stride + c;
+          k.mamba2_scan(scan);
+          scan.position += scan.tokens;
+        }
       });
       for (size_t t = 0; t < tokens; ++t) {
         float* y = b.y.x + t * b.y.stride + c;
-        float* sums = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;
-        std::fill_n(sums, n / kTileRows, 0.0f);
-        sums[0] = k.gate_norm(y, b.proj + t * stride + l.in_z + c,
-                              w.gate_norm == nullptr ? nullptr : w.gate_norm + c,
-                              config.norm_before_gate != 0, n, y);
+        float* sum = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;
+        *sum = k.gate_norm(y, b.proj + t * stride + l.in_z + c,
+                           w.gate_norm == nullptr ? nullptr : w.gate_norm + c,
+                           config.norm_before_gate != 0, n, y);
       }
-      c = stop;
+      c += n;
     }
     if (scales_only || config.gated_norm == 0) step.quantise(w.out_proj, b.y, first, end);
   });

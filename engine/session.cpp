@@ -27,17 +27,33 @@ size_t row_stride(size_t n) {
   return ((n + kLine - 1) / kLine | 1) * kLine;
 }
 
-void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimits& limits,
-                      Activations* out) {
-  const size_t stride = row_stride<float>(std::max(width, limits.cols));
-  out->stride = stride;
-  out->x = arena.take<float>(chunk * stride);
+void take_quantised(Arena& arena, size_t chunk, const InputLimits& limits, Activations* out) {
   if (limits.groups == 0) return;
   out->q.stride = row_stride<int8_t>(limits.cols);
   out->q.group_stride = row_stride<float>(limits.groups);
   out->q.q = arena.take<int8_t>(chunk * out->q.stride);
   out->q.scale = arena.take<float>(chunk * out->q.group_stride);
   out->q.sum = arena.take<int32_t>(chunk * out->q.group_stride);
+}
+
+void take_activations(Arena& arena, size_t chunk, size_t width, const InputLimits& limits,
+                      Activations* out) {
+  out->stride = row_stride<float>(std::max(width, limits.cols));
+  out->x = arena.take<float>(chunk * out->stride);
+  take_quantised(arena, chunk, limits, out);
+}
+
+// The same in the place of x in in_proj's output, unless a group of inputs reaches past its channels: the
+// second cache holds less than a chunk's activations otherwise.
+void take_in_place(Arena& arena, size_t chunk, const Layout& l, const Buffers& b,
+                   const InputLimits& limits, Activations* out) {
+  if (limits.cols > l.inner) {
+    take_activations(arena, chunk, l.inner, limits, out);
+    return;
+  }
+  out->stride = b.proj_stride;
+  out->x = b.proj == nullptr ? nullptr : b.proj + l.in_x;
+  take_quantised(arena, chunk, limits, out);
 }
 
 // Bytes of these states of a block of channels.
@@ -175,16 +191,15 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   b.product = arena.take<float>(chunk * b.model_stride);
   b.proj_stride = row_stride<float>(l.in_proj_rows);
   b.proj = arena.take<float>(chunk * b.proj_stride);
-  b.inner_stride = row_stride<float>(l.inner);
-  b.dt = arena.take<float>(chunk * b.inner_stride);
   take_activations(arena, chunk, model.config.d_model, model.to_in_proj, &b.normed);
-  take_activations(arena, chunk, l.inner, model.to_out_proj, &b.y);
+  take_in_place(arena, chunk, l, b, model.to_out_proj, &b.y);
   if (model.config.is_mamba2()) {
-    b.decay = arena.take<float>(chunk * b.inner_stride);
     b.head_decay = arena.take<float>(chunk * l.heads);
     b.gate_sums = arena.take<float>(chunk * (l.inner / kTileRows));
   } else {
-    take_activations(arena, chunk, l.inner, model.to_x_proj, &b.conv);
+    b.dt_stride = row_stride<float>(l.inner);
+    b.dt = arena.take<float>(chunk * b.dt_stride);
+    take_in_place(arena, chunk, l, b, model.to_x_proj, &b.conv);
     take_activations(arena, chunk, l.dt_rank, model.to_dt_proj, &b.dt_low);
     b.dbc_stride = row_stride<float>(l.x_proj_rows);
     b.dbc = arena.take<float>(chunk * b.dbc_stride);

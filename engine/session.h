@@ -18,8 +18,8 @@ enum class StateType : uint32_t { f32 = 0, f16 = 1, int8 = 2 };  // as in mamba_
 
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 64;  // most tokens that pass through the weights together
-  uint32_t batch = 0;   // most texts that step_batch() takes with this session in the lead
+  uint32_t chunk = 128;  // most tokens that pass through the weights together
+  uint32_t batch = 0;    // most texts that step_batch() takes with this session in the lead
   StateType state = StateType::f32;                // how the SSM's state is kept between tokens
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
   void* parallel_for_user = nullptr;
@@ -42,13 +42,12 @@ struct Buffers {
   Activations normed;     // input of in_proj, [d_model]
   float* proj = nullptr;  // [chunk][proj_stride], in_proj_rows of them
   size_t proj_stride = 0;
-  Activations conv;      // Mamba-1: input of x_proj, [inner]
+  Activations conv;      // Mamba-1: input of x_proj, [inner]; may lie in proj, as may y
   float* dbc = nullptr;  // Mamba-1: [chunk][dbc_stride], x_proj_rows of them
   size_t dbc_stride = 0;
-  Activations dt_low;      // Mamba-1: input of dt_proj, [dt_rank]
-  float* dt = nullptr;     // [chunk][inner_stride], inner of them
-  float* decay = nullptr;  // Mamba-2: the same
-  size_t inner_stride = 0;
+  Activations dt_low;   // Mamba-1: input of dt_proj, [dt_rank]
+  float* dt = nullptr;  // Mamba-1: [chunk][dt_stride], inner of them
+  size_t dt_stride = 0;
   float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
   float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
   Activations y;                // input of out_proj, [inner]

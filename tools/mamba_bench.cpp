@@ -30,7 +30,7 @@ using EngineSession = mamba_edge::Session;
 struct Options {
   std::vector<std::string> files, synthetic, types = {"int8"}, states = {"fp32"}, isas = {"auto"};
   std::vector<int64_t> threads, batches = {1};
-  int64_t prompt = 512, generate = 64, rounds = 5, chunk = 64, group = 0;
+  int64_t prompt = 512, generate = 64, rounds = 5, chunk = kDefaultChunk, group = 0;
   std::string format = "table";
 };
 

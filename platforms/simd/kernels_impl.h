@@ -57,10 +57,15 @@ struct Kernels {
     return x / (one + V::exp(V::broadcast(0.0f) - x));
   }
 
-  static ME_INLINE float sum(const V& x) {
+  // As a tree, the same in every table.
+  static ME_INLINE float sum(V x) {
+    x = x + Isa::template swap<8>(x);
+    x = x + Isa::template swap<4>(x);
+    x = x + Isa::template swap<2>(x);
+    x = x + Isa::template swap<1>(x);
     alignas(64) float v[kLanes];
     x.store(v);
-    return sum_tree(v);
+    return v[0];
   }
 
   // Calls f(N, i) for blocks of N tokens (or what else there are `count` of) from i on, as large as

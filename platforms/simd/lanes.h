@@ -40,16 +40,6 @@ ME_INLINE void read_ahead(const void* line) {
 }
 constexpr float kSoftplusLinear = 20.0f;  // softplus(v) = v above this
 
-// Adds sixteen values as a tree, the same in every table.
-ME_INLINE float sum_tree(const float* v) {
-  float a[8], b[4];
-  ME_UNROLL
-  for (int i = 0; i < 8; ++i) a[i] = v[i] + v[i + 8];
-  ME_UNROLL
-  for (int i = 0; i < 4; ++i) b[i] = a[i] + a[i + 4];
-  return (b[0] + b[2]) + (b[1] + b[3]);
-}
-
 ME_INLINE float max_tree(const float* v) {
   float a[8], b[4];
   const auto larger = [](float x, float y) { return x > y ? x : y; };

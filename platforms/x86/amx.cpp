@@ -35,8 +35,10 @@ namespace {
 constexpr size_t kTileTokens = 16;
 constexpr size_t kTileInputs = 64;
 constexpr size_t kTileFloats = kTileTokens * kTileRows;
-constexpr size_t kSpanTiles = 8;  // tiles of tokens at a time
-constexpr size_t kPair = 2;       // row blocks at a time
+constexpr size_t kSpanTiles = 4;                   // tiles of tokens at a time
+constexpr size_t kPair = 2;                        // row blocks at a time
+constexpr size_t kWeightBytes = size_t{64} << 10;  // unpacked at a time
+static_assert(kWeightBytes >= 2 * kPair * kMaxGroup * kTileRows);
 
 // Layout of `ldtilecfg`: Intel's manual, volume 1, section 18.2.
 struct alignas(64) TileConfig {
@@ -113,10 +115,10 @@ using Unpack = void(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t
 
 // ---- a span: R row blocks times up to 128 tokens ----
 
-using Weights = int8_t[kMaxGroup * kTileRows];
-
 struct Buffers {
-  alignas(64) Weights weights[2][kPair];  // of this group and the next
+  // Groups of kPair row blocks, in turn: all of a row's where they fit, so that only the first span of tokens
+  // has to unpack them, and at least two.
+  alignas(64) int8_t weights[kWeightBytes];
   alignas(64) int32_t products[2][kPair][kTileFloats];
   alignas(64) float sums[kSpanTiles][kTileTokens][kPair][kTileRows];
 };
@@ -127,6 +129,7 @@ struct Product {
   const Matrix& w;
   const QuantisedRows& x;
   size_t tiles, tile_inputs;  // of a group
+  size_t slots;               // groups that Buffers::weights holds
   float* out;
   size_t out_stride;
 };
@@ -134,18 +137,19 @@ struct Product {
 // Weights of a group of one or two tiles (kTiles) stay in tiles 4 to 7; of more (0) they are loaded when
 // they are multiplied.
 template <int R, int kTiles>
-ME_INLINE void load_weights(const Product& p, const Weights* b) {
-  _tile_loadd(4, b[0], kLineBytes);
-  if constexpr (R > 1) _tile_loadd(5, b[1], kLineBytes);
+ME_INLINE void load_weights(const Product& p, const int8_t* b) {
+  const int8_t* second = b + p.w.shape.group * kTileRows;
+  _tile_loadd(4, b, kLineBytes);
+  if constexpr (R > 1) _tile_loadd(5, second, kLineBytes);
   if constexpr (kTiles == 2) {
-    _tile_loadd(6, b[0] + p.tile_inputs * kTileRows, kLineBytes);
-    if constexpr (R > 1) _tile_loadd(7, b[1] + p.tile_inputs * kTileRows, kLineBytes);
+    _tile_loadd(6, b + p.tile_inputs * kTileRows, kLineBytes);
+    if constexpr (R > 1) _tile_loadd(7, second + p.tile_inputs * kTileRows, kLineBytes);
   }
 }
 
 // products[R] = one tile of tokens times R row blocks, one group.
 template <int R, int kTiles>
-ME_INLINE void multiply(const Product& p, const int8_t* a, const Weights* b,
+ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
                         int32_t (*products)[kTileFloats]) {
   const long stride = static_cast<long>(p.x.stride);
   _tile_zero(0);
@@ -160,11 +164,12 @@ ME_INLINE void multiply(const Product& p, const int8_t* a, const Weights* b,
     if constexpr (R > 1) _tile_dpbssd(1, 3, 7);
   } else if constexpr (kTiles == 0) {
     for (size_t i = 1; i < p.tiles; ++i) {
+      const int8_t* tile = b + i * p.tile_inputs * kTileRows;
       _tile_loadd(3, a + i * p.tile_inputs, stride);
-      _tile_loadd(6, b[0] + i * p.tile_inputs * kTileRows, kLineBytes);
+      _tile_loadd(6, tile, kLineBytes);
       _tile_dpbssd(0, 3, 6);
       if constexpr (R > 1) {
-        _tile_loadd(7, b[1] + i * p.tile_inputs * kTileRows, kLineBytes);
+        _tile_loadd(7, tile + p.w.shape.group * kTileRows, kLineBytes);
         _tile_dpbssd(1, 3, 7);
       }
     }
@@ -198,24 +203,28 @@ ME_INLINE void add(const Product& p, const int32_t (*products)[kTileFloats],
 }
 
 // Row blocks [block, block + R) times the tiles of tokens that start at first[0], ... first[tiles - 1].
+// `unpacked`: buffers.weights has the row blocks' weights.
 template <int R, int kTiles>
-void multiply_span(const Product& p, size_t block, const size_t* first, size_t tiles,
+void multiply_span(const Product& p, size_t block, const size_t* first, size_t tiles, bool unpacked,
                    Buffers& buffers) {
   const MatrixShape& shape = p.w.shape;
   const size_t group = shape.group, groups = shape.groups();
   const size_t group_bytes = group * kTileRows * properties(shape.type).bits / 8;
   const uint8_t* scales = p.w.data + block * p.w.row_block_bytes;
   const uint8_t* w = scales + shape.group_scale_bytes();
+  const auto weights = [&](size_t g) {
+    return buffers.weights + g % p.slots * (kPair * group * kTileRows);
+  };
   const auto prepare = [&](size_t g) {
-    for (size_t r = 0; r < R; ++r) {
+    for (size_t r = 0; r < R && !unpacked; ++r) {
       const uint8_t* from = w + r * p.w.row_block_bytes + g * group_bytes;
-      p.unpack(from, from + R * p.w.row_block_bytes, group, buffers.weights[g % 2][r]);
+      p.unpack(from, from + R * p.w.row_block_bytes, group, weights(g) + r * group * kTileRows);
     }
     finish_writes();
-    if constexpr (kTiles > 0) load_weights<R, kTiles>(p, buffers.weights[g % 2]);
+    if constexpr (kTiles > 0) load_weights<R, kTiles>(p, weights(g));
   };
   const auto issue = [&](size_t tile, size_t g, size_t turn) {
-    multiply<R, kTiles>(p, p.x.q + first[tile] * p.x.stride + g * group, buffers.weights[g % 2],
+    multiply<R, kTiles>(p, p.x.q + first[tile] * p.x.stride + g * group, weights(g),
                         buffers.products[turn % 2]);
   };
   size_t turn = 0;
@@ -253,26 +262,34 @@ void multiply_span(const Product& p, size_t block, const size_t* first, size_t t
 
 // At least 16 tokens. Where they are no multiple of 16, a last span of one tile starts inside the one
 // before: what both cover is computed twice, with the same bits.
-template <int kTiles>
-void multiply_tokens(const Product& p, size_t begin, size_t end, size_t tokens, Buffers& buffers) {
+template <int R, int kTiles>
+void multiply_blocks(const Product& p, size_t block, size_t tokens, Buffers& buffers) {
   for (size_t t = 0; t < tokens;) {
+    const bool unpacked = t > 0 && p.w.shape.groups() <= p.slots;
     size_t first[kSpanTiles], n = 0;
     for (; n < kSpanTiles && t + kTileTokens <= tokens; t += kTileTokens) first[n++] = t;
     if (n == 0) {
       first[n++] = tokens - kTileTokens;
       t = tokens;
     }
-    size_t r = begin;
-    for (; r + kPair <= end; r += kPair) multiply_span<kPair, kTiles>(p, r, first, n, buffers);
-    if (r < end) multiply_span<1, kTiles>(p, r, first, n, buffers);
+    multiply_span<R, kTiles>(p, block, first, n, unpacked, buffers);
   }
+}
+
+template <int kTiles>
+void multiply_tokens(const Product& p, size_t begin, size_t end, size_t tokens, Buffers& buffers) {
+  for (; begin + kPair <= end; begin += kPair) {
+    multiply_blocks<kPair, kTiles>(p, begin, tokens, buffers);
+  }
+  if (begin < end) multiply_blocks<1, kTiles>(p, begin, tokens, buffers);
 }
 
 void multiply_tokens(Unpack* unpack, const Matrix& w, size_t begin, size_t end,
                      const QuantisedRows& x, size_t tokens, float* out, size_t out_stride) {
   Buffers buffers;  // not initialised
   const size_t tiles = tiles_of(w.shape.group);
-  const Product p = {unpack, w, x, tiles, w.shape.group / tiles, out, out_stride};
+  const size_t slots = kWeightBytes / (kPair * w.shape.group * kTileRows);
+  const Product p = {unpack, w, x, tiles, w.shape.group / tiles, slots, out, out_stride};
   configure(p.tile_inputs);
   if (tiles == 1) {
     multiply_tokens<1>(p, begin, end, tokens, buffers);

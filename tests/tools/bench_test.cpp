@@ -148,7 +148,7 @@ TEST(Bench, JsonHasTheColumnsAndNoOthers) {
   EXPECT_EQ(rows[0]["tokens"], 40);
   EXPECT_EQ(rows[1]["test"], "decode");
   EXPECT_EQ(rows[1]["tokens"], 3);
-  // 40 tokens are one chunk of at most 64.
+  // 40 tokens are one chunk of at most 128.
   const double once = rows[1]["bytes_per_token"].get<double>();
   EXPECT_EQ(rows[0]["bytes_per_token"], std::round(once / 40));
 }
