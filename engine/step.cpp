@@ -55,10 +55,15 @@ void Step::run(size_t n, const Ahead& next, mamba_edge_task task, void* context)
 }
 
 void Step::quantise(const Matrix& w, const Activations& in, size_t begin, size_t end) const {
+  quantise_tokens(w, in, begin, end, 0, tokens);
+}
+
+void Step::quantise_tokens(const Matrix& w, const Activations& in, size_t begin, size_t end,
+                           size_t first, size_t last) const {
   if (!is_quantised(w.shape.type)) return;
   const size_t group = w.shape.group;
   const size_t stop = std::min<size_t>(round_up(end, group), w.shape.cols);
-  for (size_t t = 0; t < tokens; ++t) {
+  for (size_t t = first; t < last; ++t) {
     const size_t at = t * in.q.group_stride + begin / group;
     kernels.quantise_i8(in.x + t * in.stride + begin, stop - begin, group, w.shape.rotation,
                         in.q.q + t * in.q.stride + begin, in.q.scale + at, in.q.sum + at);
@@ -110,16 +115,26 @@ size_t Step::piece_channels(const Matrix& reader) {
 void Step::norm_rows(const float* weight, const float* bias, const Matrix& reader, const float* in,
                      const Activations& out) const {
   const size_t d_model = model.config.d_model;
-  for (size_t t = 0; t < tokens; ++t) {
-    const float* from = in + t * b.model_stride;
-    float* to = out.x + t * out.stride;
-    if (model.config.norm == NormKind::layer) {
-      kernels.layer_norm(from, weight, bias, d_model, model.config.norm_eps, to);
-    } else {
-      kernels.rms_norm(from, weight, d_model, model.config.norm_eps, to);
+  const auto rows = [&](size_t first, size_t last) {
+    for (size_t t = first; t < last; ++t) {
+      const float* from = in + t * b.model_stride;
+      float* to = out.x + t * out.stride;
+      if (model.config.norm == NormKind::layer) {
+        kernels.layer_norm(from, weight, bias, d_model, model.config.norm_eps, to);
+      } else {
+        kernels.rms_norm(from, weight, d_model, model.config.norm_eps, to);
+      }
     }
+    quantise_tokens(reader, out, 0, round_up<size_t>(d_model, kTileRows), first, last);
+  };
+  // Few tokens take less time than it takes to share them out.
+  constexpr size_t kPiece = 8;
+  if (tokens <= kPiece) {
+    rows(0, tokens);
+    return;
   }
-  quantise(reader, out, 0, round_up<size_t>(d_model, kTileRows));
+  parallel((tokens + kPiece - 1) / kPiece, ahead(reader, kRowsPerPiece),
+           [&](size_t i) { rows(i * kPiece, std::min(tokens, (i + 1) * kPiece)); });
 }
 
 void Step::project_out(uint32_t layer) const {

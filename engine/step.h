@@ -80,6 +80,9 @@ struct Step {
   // begin and end are multiples of w's group, or end is the width of `in`; padding up to w's width
   // counts as complete with the last piece.
   void quantise(const Matrix& w, const Activations& in, size_t begin, size_t end) const;
+  // The same for tokens [first, last).
+  void quantise_tokens(const Matrix& w, const Activations& in, size_t begin, size_t end,
+                       size_t first, size_t last) const;
 
   // Makes rows [tokens, 2 * tokens) of `in` what the quantised rows before them leave of the floats, and
   // quantises those. w is not rotated.

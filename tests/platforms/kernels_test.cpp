@@ -456,6 +456,11 @@ TEST_P(Kernels, MatmulQuantisedOfManyTokens) {
                       false, random);
     }
   }
+  // Rows that fit in AMX's unpacked weights, and rows that do not.
+  for (const size_t groups : Sizes{32, 33}) {
+    check_quantised(k, WeightType::int8, {33, groups * 64, 64, 81}, Fill::random, Fill::random,
+                    false, random);
+  }
 }
 
 TEST_P(Kernels, MatmulQuantisedDoesNotSaturate) {
