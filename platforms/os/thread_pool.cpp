@@ -25,13 +25,13 @@ constexpr size_t kWorkerAhead = 16384;
 constexpr size_t kCallerAhead = 4096;
 
 // Waiting for one piece for this long, and for several times what pieces take, means that the system
-// has taken the worker's core away, for the few milliseconds of somebody else's time slice, and will
-// do so again: so the caller works alone for a while, and longer each time the next attempt ends the
-// same way.
+// has taken a worker's core away, for the few milliseconds of somebody else's time slice, and will
+// do so again: so one thread less works for a while, which leaves a core to the others, and longer each
+// time the next attempt ends the same way.
 constexpr uint64_t kStallNs = 500000;
 constexpr uint64_t kStallPieces = 4;
-constexpr uint64_t kFirstAloneNs = 20000000;
-constexpr uint64_t kLongestAloneNs = 640000000;
+constexpr uint64_t kFirstRetryNs = 20000000;
+constexpr uint64_t kLongestRetryNs = 640000000;
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -96,9 +96,14 @@ struct Pool final {
 
   alignas(kLine) std::atomic<uint32_t> done{0};  // units of the job that have returned
 
-  // The caller's own: the job's number; until when it works alone, and for how long it did last.
+  // The caller's own: the job's number; when the team has one more thread again, and how long after the
+  // last stall that was to be. 0: there has been none for long enough.
   alignas(kLine) uint32_t job = 0;
-  uint64_t alone_until = 0, alone_for = 0;
+  uint64_t retry_at = 0, retry_for = 0;
+
+  // Threads that share jobs, the caller's included: those with the lowest numbers. The others are parked.
+  // One that has not noticed yet may still take a piece; that changes nothing.
+  alignas(kLine) std::atomic<int> team{1};
 
   // Sleeping. The counters are read without the lock first; see run().
   alignas(kLine) std::atomic<uint32_t> sleepers{0};
@@ -107,6 +112,7 @@ struct Pool final {
   pthread_mutex_t lock;
   pthread_cond_t work;
   pthread_cond_t finished;
+  pthread_cond_t parked;
 
   int n_threads = 1;          // that have a slot
   int n_workers = 0;          // that have been started
@@ -167,7 +173,9 @@ struct Pool final {
     if (data == nullptr) return {};
     const size_t n = ahead_pieces.load(std::memory_order_relaxed);
     const size_t bytes = ahead_piece_bytes.load(std::memory_order_relaxed);
-    const size_t begin = share(n, self), end = share(n, self + 1);
+    const int threads = team.load(std::memory_order_relaxed);
+    if (self >= threads) return {};
+    const size_t begin = share(n, self, threads), end = share(n, self + 1, threads);
     return {data + begin * bytes, (end - begin) * bytes};
   }
   static void fetch(const Ahead& ahead, size_t limit) {
@@ -176,12 +184,21 @@ struct Pool final {
   }
 
   // The first of n units that belongs to the thread.
-  size_t share(size_t n, int thread) const {
-    return n * static_cast<size_t>(thread) / static_cast<size_t>(n_threads);
+  static size_t share(size_t n, int thread, int threads) {
+    return n * static_cast<size_t>(thread) / static_cast<size_t>(threads);
+  }
+
+  bool is_parked(int self) const {
+    return self >= team.load(std::memory_order_relaxed) && !stop.load(std::memory_order_relaxed);
   }
 
   void work_until_stopped(int self) {
     for (;;) {
+      if (is_parked(self)) {
+        pthread_mutex_lock(&lock);
+        while (is_parked(self)) pthread_cond_wait(&parked, &lock);
+        pthread_mutex_unlock(&lock);
+      }
       // Read before any work is claimed, so of a job that this thread has a part in, or empty.
       const Ahead ahead = ahead_of(self);
       const uint32_t units = work_all(self);
@@ -196,14 +213,17 @@ struct Pool final {
         }
         fetch(ahead, kWorkerAhead);
       }
-      const auto ready = [this] {
-        return has_work(std::memory_order_acquire) || stop.load(std::memory_order_relaxed);
+      const auto ready = [this, self] {
+        return has_work(std::memory_order_acquire) || stop.load(std::memory_order_relaxed) ||
+               is_parked(self);
       };
       if (!spin(kWorkerSpinNs, ready)) {
         pthread_mutex_lock(&lock);
         sleepers.fetch_add(1, std::memory_order_seq_cst);
-        while (!stop.load(std::memory_order_seq_cst) && !has_work(std::memory_order_seq_cst))
+        while (!stop.load(std::memory_order_seq_cst) && !has_work(std::memory_order_seq_cst) &&
+               !is_parked(self)) {
           pthread_cond_wait(&work, &lock);
+        }
         sleepers.fetch_sub(1, std::memory_order_seq_cst);
         pthread_mutex_unlock(&lock);
       }
@@ -211,24 +231,40 @@ struct Pool final {
     }
   }
 
-  // Whether the caller should not share this job.
-  bool works_alone() {
-    if (alone_for == 0) return false;
+  void set_team(int threads) {
+    pthread_mutex_lock(&lock);
+    team.store(threads, std::memory_order_relaxed);
+    pthread_cond_broadcast(&parked);  // those that are in it now
+    pthread_cond_broadcast(&work);    // those that sleep and no longer are
+    pthread_mutex_unlock(&lock);
+  }
+
+  // How many threads share the job that begins.
+  int next_team() {
+    const int threads = team.load(std::memory_order_relaxed);
+    if (retry_for == 0) return threads;
     const uint64_t now = monotonic_ns();
-    if (now < alone_until) return true;
-    if (now > alone_until + kLongestAloneNs) alone_for = 0;  // has been well for long enough
-    return false;
+    if (threads < n_threads && now >= retry_at) {
+      retry_at = now + retry_for;
+      set_team(threads + 1);
+      return threads + 1;
+    }
+    if (threads == n_threads && now > retry_at + kLongestRetryNs) retry_for = 0;
+    return threads;
   }
 
   void note_stall(uint64_t now) {
-    alone_for = alone_for == 0                    ? kFirstAloneNs
-                : alone_for < kLongestAloneNs / 2 ? 2 * alone_for
-                                                  : kLongestAloneNs;
-    alone_until = now + alone_for;
+    retry_for = retry_for == 0                    ? kFirstRetryNs
+                : retry_for < kLongestRetryNs / 2 ? 2 * retry_for
+                                                  : kLongestRetryNs;
+    retry_at = now + retry_for;
+    const int threads = team.load(std::memory_order_relaxed);
+    if (threads > 1) set_team(threads - 1);
   }
 
   void run(size_t n, ThreadPool::Task call, void* argument, const ThreadPool::Ahead& next) {
-    if (works_alone()) {
+    const int threads = next_team();
+    if (threads == 1) {
       for (size_t i = 0; i < n; ++i) call(argument, i);
       return;
     }
@@ -245,8 +281,8 @@ struct Pool final {
     ahead_pieces.store(next.pieces, std::memory_order_relaxed);
     // Sequentially consistent with `sleepers`: either a worker on its way to sleep sees the job, or
     // we see the worker.
-    for (int i = n_threads - 1; i >= 0; --i) {
-      slots[i].range.store(make_range(share(units, i), share(units, i + 1), job),
+    for (int i = threads - 1; i >= 0; --i) {
+      slots[i].range.store(make_range(share(units, i, threads), share(units, i + 1, threads), job),
                            std::memory_order_seq_cst);
     }
     if (sleepers.load(std::memory_order_seq_cst) != 0) {
@@ -293,17 +329,17 @@ int ThreadPool::create(void* memory, int threads, ThreadPool** result) {
   if (threads < 1 || threads > kMaxThreads) return EINVAL;
   Pool* pool = new (memory) Pool;
   pool->n_threads = threads;
+  pool->team.store(threads, std::memory_order_relaxed);
   pool->slots = reinterpret_cast<Slot*>(pool + 1);
   for (int i = 0; i < threads; ++i) new (&pool->slots[i]) Slot;
   pool->workers = reinterpret_cast<Worker*>(pool->slots + threads);
   int error = pthread_mutex_init(&pool->lock, nullptr);
   if (error != 0) return error;
-  error = pthread_cond_init(&pool->work, nullptr);
-  if (error == 0) {
-    error = pthread_cond_init(&pool->finished, nullptr);
-    if (error != 0) pthread_cond_destroy(&pool->work);
-  }
+  pthread_cond_t* const conditions[] = {&pool->work, &pool->finished, &pool->parked};
+  size_t made = 0;
+  while (made < 3 && (error = pthread_cond_init(conditions[made], nullptr)) == 0) ++made;
   if (error != 0) {
+    while (made > 0) pthread_cond_destroy(conditions[--made]);
     pthread_mutex_destroy(&pool->lock);
     return error;
   }
@@ -341,10 +377,11 @@ void ThreadPool::destroy(ThreadPool* handle) {
   pthread_mutex_lock(&pool->lock);
   pool->stop.store(true, std::memory_order_seq_cst);
   pthread_cond_broadcast(&pool->work);
+  pthread_cond_broadcast(&pool->parked);
   pthread_mutex_unlock(&pool->lock);
   for (int i = 0; i < pool->n_workers; ++i) pthread_join(pool->workers[i].thread, nullptr);
-  pthread_cond_destroy(&pool->finished);
-  pthread_cond_destroy(&pool->work);
+  for (pthread_cond_t* condition : {&pool->work, &pool->finished, &pool->parked})
+    pthread_cond_destroy(condition);
   pthread_mutex_destroy(&pool->lock);
   pool->~Pool();
 }

@@ -164,6 +164,45 @@ TEST(ThreadPool, LeavesOutAWorkerThatLostItsCore) {
   EXPECT_TRUE(asked_again);
 }
 
+// The other workers go on: where one of many cores is wanted by somebody else, the rest is still used.
+TEST(ThreadPool, LeavesOutOneWorkerAtATime) {
+  const pthread_t caller = pthread_self();
+  PoolOwner pool(4);
+  const auto stall = [&] {
+    std::atomic<int> theirs{0};
+    pool.run(8, [&](size_t) {
+      if (pthread_equal(pthread_self(), caller) == 0) {
+        if (theirs.fetch_add(1) == 0) usleep(40000);
+      } else {
+        const uint64_t end = monotonic_ns() + 100000000;
+        while (theirs.load() == 0 && monotonic_ns() < end) std::this_thread::yield();
+      }
+    });
+  };
+  // Threads that are in one job at the same time: every piece waits for three others, up to 50 ms.
+  const auto team = [&] {
+    std::atomic<int> inside{0}, most{0};
+    pool.run(4, [&](size_t) {
+      const int now = inside.fetch_add(1) + 1;
+      int before = most.load();
+      while (before < now && !most.compare_exchange_weak(before, now)) {
+      }
+      const uint64_t end = monotonic_ns() + 50000000;
+      while (most.load() < 4 && monotonic_ns() < end) std::this_thread::yield();
+      inside.fetch_sub(1);
+    });
+    return most.load();
+  };
+  bool one_less = false;
+  for (int attempt = 0; attempt < 20 && !one_less; ++attempt) {
+    usleep(700000);  // whatever came before is forgotten
+    const int before = team();
+    stall();
+    one_less = before == 4 && team() == 3;
+  }
+  EXPECT_TRUE(one_less);
+}
+
 TEST(ThreadPool, StartsAndEndsCleanly) {
   for (int i = 0; i < 50; ++i) {
     PoolOwner pool(1 + i % 5);
