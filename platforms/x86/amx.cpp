@@ -7,7 +7,7 @@
 //
 // The conversion of the sums is what limits. A product of 16 cycles leaves 16 rows of them, which are
 // converted, scaled and added by 48 instructions, and while the tile unit is at work only one port
-// takes instructions of 512 bits (measured on Sapphire Rapids: a product and 24 such instructions
+// takes instructions of 512 bits (measured on Emerald Rapids: a product and 24 such instructions
 // take 24 cycles, a product and 48 take 48). A group of 128 inputs is two products for the same 48:
 // 0.69 of the tile unit's peak at best, where groups of 64 have 0.34. All else is kept out of its way:
 //
