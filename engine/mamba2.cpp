@@ -136,6 +136,8 @@ void run_mamba2(const Step& step, uint32_t layer) {
         }
       });
       for (size_t t = 0; t < tokens; ++t) {
+        constexpr size_t kAhead = Step::kTokensAhead;
+        if (t + kAhead < tokens) Step::ask_for(b.proj + (t + kAhead) * stride + l.in_z + c, n);
         float* y = b.y.x + t * b.y.stride + c;
         float* sum = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;
         *sum = k.gate_norm(y, b.proj + t * stride + l.in_z + c,

@@ -20,8 +20,8 @@
 namespace mamba_edge {
 
 // Functions inside the kernels, on finite x: exp is within 2 ulp (4 * 2^-24), 0 below log(2^-126)
-// and infinity above log(FLT_MAX); softplus is within 12 * 2^-24 relative, silu within 8 * 2^-24
-// and 2^-119. A NaN stays a NaN.
+// and infinity above log(FLT_MAX); softplus is within 12 * 2^-24 relative, 0 below log(2^-125.5);
+// silu is within 8 * 2^-24 and 2^-119. A NaN stays a NaN.
 
 // A packed matrix in memory; see quant/blocks.h for the layout.
 struct Matrix {
@@ -163,8 +163,8 @@ struct Mamba2ScanArgs {
 using Mamba2Scan = void(const Mamba2ScanArgs& args);
 
 // Per head: dt[i] = clamp(softplus(dt[i] + bias[i]), low, high) and decay[i] = exp(dt[i] * a[i]); n
-// a multiple of 16. softplus(v) = log1p(exp(v)), v itself above 20 (as PyTorch does); it never
-// overflows.
+// a multiple of 16. softplus(v) = log1p(exp(v)), which above 20 is v itself (as PyTorch defines it); it
+// never overflows.
 using DtDecay = void(float* dt, const float* bias, const float* a, float low, float high, size_t n,
                      float* decay);
 

@@ -634,6 +634,10 @@ struct Kernels {
   static constexpr int kScanBlocks = V::kCount < 4 ? 4 / V::kCount : 1;
   static constexpr int kScanTokens = 2;  // of Mamba-2
 
+  // How much earlier Mamba-1's scan asks for a token's rows of activations, which are too far apart for the
+  // hardware to foresee them.
+  static constexpr size_t kTokensAhead = 4;
+
   // dt = softplus(dt + bias) of B blocks and some tokens, to[token][B][16]. Softplus is one long chain of
   // operations; only several side by side do not wait for one another.
   static constexpr size_t kDtTokens = 16;
@@ -667,6 +671,13 @@ struct Kernels {
     }
     const float* b = args.b + t * args.bc_stride;
     const float* c = args.c + t * args.bc_stride;
+    if (t + kTokensAhead < args.tokens) {
+      const size_t later = t + kTokensAhead;
+      for (size_t i = 0; i < B; ++i) {
+        __builtin_prefetch(args.x + later * args.x_stride + at + i * kLanes);
+        __builtin_prefetch(args.z + later * args.z_stride + at + i * kLanes);
+      }
+    }
     const auto add = [&](size_t n, auto with_ahead) {
       const V b_n = V::broadcast(b[n]), c_n = V::broadcast(c[n]);
       ME_UNROLL

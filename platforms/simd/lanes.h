@@ -38,7 +38,6 @@ ME_INLINE void read_ahead(const void* line) {
   __builtin_prefetch(static_cast<const char*>(line) + kFarAhead, 0, 2);
   __builtin_prefetch(static_cast<const char*>(line) + kNearAhead, 0, 3);
 }
-constexpr float kSoftplusLinear = 20.0f;  // softplus(v) = v above this
 
 ME_INLINE float max_tree(const float* v) {
   float a[8], b[4];
@@ -64,22 +63,33 @@ ME_INLINE float bits_float(uint32_t bits) {
 constexpr float kLn2High = 0x1.63p-1f;  // times a small integer: exact
 constexpr float kLn2Low = -0x1.bd0106p-13f;
 
-// exp, written once for what Math::F is: a float or a batch of them. 2^n * e^r with n = round(x /
-// ln 2), |r| <= ln(2) / 2. Within 1.5 ulp; 0 below the logarithm of the smallest normal number,
-// infinity above that of the largest finite one, NaN for NaN.
+constexpr float kExpRound =
+    0x1.8p23f;  // a sum with it has a last bit worth 1, so its low bits are n
+
+// Written once for what Math::F is: a float or a batch of them. e^x = p * 2^n with n = round(x / ln 2), in
+// the low bits of `shifted`, and p = e^r, |r| <= ln(2) / 2, within 1.5 ulp.
 template <typename Math, typename F>
-ME_INLINE F exp_lanes(const F& x) {
+ME_INLINE F exp_fraction(const F& x, F* shifted) {
   const auto number = [](float v) { return Math::number(v); };
-  const F round = number(0x1.8p23f);  // a sum with it has a last bit worth 1, so its low bits are n
-  const F shifted = Math::fma(x, number(0x1.715476p+0f), round);
-  const F n = shifted - round;
+  const F round = number(kExpRound);
+  *shifted = Math::fma(x, number(0x1.715476p+0f), round);
+  const F n = *shifted - round;
   const F r = Math::fma(n, number(-kLn2Low), Math::fma(n, number(-kLn2High), x));
   // (e^r - 1 - r) / r^2, interpolated at Chebyshev points; less than 2^-26 of e^r off.
   F q = Math::fma(number(0x1.6d110ap-10f), r, number(0x1.120b6ep-7f));
   q = Math::fma(q, r, number(0x1.55551ap-5f));
   q = Math::fma(q, r, number(0x1.5554dcp-3f));
   q = Math::fma(q, r, number(0.5f));
-  const F p = number(1.0f) + Math::fma(q, r * r, r);
+  return number(1.0f) + Math::fma(q, r * r, r);
+}
+
+// 0 below the logarithm of the smallest normal number, infinity above that of the largest finite one, NaN
+// for NaN.
+template <typename Math, typename F>
+ME_INLINE F exp_lanes(const F& x) {
+  const auto number = [](float v) { return Math::number(v); };
+  F shifted;
+  const F p = exp_fraction<Math>(x, &shifted);
   const F scaled = Math::of_bits(Math::bits(p) + (Math::bits(shifted) << 23));
   const F finite = Math::if_less(number(0x1.62e42ep6f), x, number(__builtin_inff()), scaled);
   return Math::if_less(x, number(-0x1.5d589ep6f), number(0.0f), finite);
@@ -92,9 +102,8 @@ constexpr float kLog2E = 0x1.715476p+0f;
 template <typename Math, typename F>
 ME_INLINE F decay_lanes(const F& x, const F& a) {
   const auto number = [](float v) { return Math::number(v); };
-  constexpr float kRound = 0x1.8p23f;  // as in exp
-  const F shifted = Math::fma(x, a, number(kRound));
-  const F f = Math::fma(x, a, number(kRound) - shifted);  // |f| <= 1/2
+  const F shifted = Math::fma(x, a, number(kExpRound));
+  const F f = Math::fma(x, a, number(kExpRound) - shifted);  // |f| <= 1/2
   // (2^f - 1) / f, interpolated at Chebyshev points; less than 2^-26 of 2^f off.
   F q = Math::fma(number(0x1.44138ap-13f), f, number(0x1.5f0890p-10f));
   q = Math::fma(q, f, number(0x1.3b2a54p-7f));
@@ -102,39 +111,24 @@ ME_INLINE F decay_lanes(const F& x, const F& a) {
   q = Math::fma(q, f, number(0x1.ebfbe0p-3f));
   q = Math::fma(q, f, number(0x1.62e430p-1f));
   const F p = Math::fma(q, f, number(1.0f));
-  return Math::raise_or_zero(p, shifted, kRound - 125.0f);
+  return Math::raise_or_zero(p, shifted, kExpRound - 125.0f);
 }
 
-// log(1 + y) for 0 <= y < 2^31, within 2 ulp. 1 + y = 2^k * (1 + f) with sqrt(1/2) <= 1 + f <
-// sqrt(2), where f also takes what the rounding of 1 + y lost; log(1 + f) is a series in s = f / (2
-// + f).
-template <typename Math, typename F>
-ME_INLINE F log1p_lanes(const F& y) {
-  const auto number = [](float v) { return Math::number(v); };
-  const F one = number(1.0f);
-  const F u = one + y;
-  // The larger of the two addends first, as the difference of the other is then exact.
-  const F lost = Math::if_less(one, y, one - (u - y), y - (u - one));
-  const auto k = (Math::bits(u) - Math::integer(0x3f3504f3)) >> 23;
-  const F m = Math::of_bits(Math::bits(u) - (k << 23));
-  const F inverse = Math::of_bits((Math::integer(127) - k) << 23);  // 2^-k
-  const F f = Math::fma(lost, inverse, m - one);
-  const F s = Math::div(f, number(2.0f) + f);
-  const F z = s * s;
-  // (log(1 + f) - 2 s) / s = 2 z / 3 + 2 z^2 / 5 + ...; z < 0.03, so what is left out is below
-  // 2^-28 of 2.
-  F series = Math::fma(number(2.0f / 9), z, number(2.0f / 7));
-  series = Math::fma(series, z, number(2.0f / 5));
-  series = Math::fma(series, z, number(2.0f / 3));
-  const F kf = Math::from_integer(k);
-  const F low = Math::fma(kf, number(kLn2Low), s * Math::fma(series, z, number(0.0f) - f));
-  return Math::fma(kf, number(kLn2High), f + low);
-}
-
+// log(1 + e^x) = max(x, 0) + log(1 + y) with y = e^-|x|, 0 below -87, and log(1 + y) = 2 artanh(s) with s = y
+// / (2 + y). Above 20 it is x, as log(1 + y) is less than half a unit in the last place of 20.
 template <typename Math, typename F>
 ME_INLINE F softplus_lanes(const F& x) {
-  const F limit = Math::number(kSoftplusLinear);
-  return Math::if_less(limit, x, x, log1p_lanes<Math>(exp_lanes<Math>(x)));
+  const auto number = [](float v) { return Math::number(v); };
+  F shifted;
+  const F p = exp_fraction<Math>(Math::minus_abs(x), &shifted);
+  const F y = Math::raise_or_zero(p, shifted, kExpRound - 125.0f);
+  const F s = Math::div(y, number(2.0f) + y);
+  const F z = s * s;  // at most 1 / 9
+  // 2 (artanh(s) - s) / (s z), interpolated at Chebyshev points; less than 2^-25 of log(1 + y) off.
+  F q = Math::fma(number(0x1.12f598p-2f), z, number(0x1.21249ap-2f));
+  q = Math::fma(q, z, number(0x1.99ad6cp-2f));
+  q = Math::fma(q, z, number(0x1.55554cp-1f));
+  return Math::if_less(number(0.0f), x, x, number(0.0f)) + Math::fma(s * z, q, s + s);
 }
 
 }  // namespace
@@ -206,7 +200,7 @@ struct BatchMath {
       return a / b;
     }
   }
-  static ME_INLINE F from_integer(const I& v) { return xsimd::to_float(v); }
+  static ME_INLINE F minus_abs(const F& v) { return of_bits(bits(v) | integer(INT32_MIN)); }
   static ME_INLINE F fma(const F& a, const F& b, const F& c) { return Arch::fma(a, b, c); }
   static ME_INLINE F if_less(const F& a, const F& b, const F& yes, const F& no) {
     return xsimd::select(a < b, yes, no);
@@ -368,9 +362,7 @@ struct FloatMath {
   static ME_INLINE uint32_t integer(uint32_t v) { return v; }
   static ME_INLINE uint32_t bits(float v) { return float_bits(v); }
   static ME_INLINE float of_bits(uint32_t v) { return bits_float(v); }
-  static ME_INLINE float from_integer(uint32_t v) {
-    return static_cast<float>(static_cast<int32_t>(v));
-  }
+  static ME_INLINE float minus_abs(float v) { return of_bits(bits(v) | 0x80000000u); }
   static ME_INLINE float fma(float a, float b, float c) { return a * b + c; }
   static ME_INLINE float div(float a, float b) { return a / b; }
   static ME_INLINE float if_less(float a, float b, float yes, float no) { return a < b ? yes : no; }
