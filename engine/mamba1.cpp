@@ -59,18 +59,20 @@ void run_mamba1(const Step& step, uint32_t layer) {
   });
 
   const size_t in_b = l.dt_rank, in_c = in_b + l.bc;
-  for (size_t t = 0; t < tokens; ++t) {
-    float* row = b.dbc + t * dbc_stride;
-    float* dt = b.dt_low.x + t * b.dt_low.stride;
-    if (config.dt_bc_norm) {
-      k.rms_norm(row, nullptr, config.dt_rank, config.dt_bc_eps, dt);
-      k.rms_norm(row + in_b, nullptr, config.d_state, config.dt_bc_eps, row + in_b);
-      k.rms_norm(row + in_c, nullptr, config.d_state, config.dt_bc_eps, row + in_c);
-    } else {
-      std::copy_n(row, l.dt_rank, dt);
+  step.parallel_tokens(scan_ahead, [&](size_t first, size_t last) {
+    for (size_t t = first; t < last; ++t) {
+      float* row = b.dbc + t * dbc_stride;
+      float* dt = b.dt_low.x + t * b.dt_low.stride;
+      if (config.dt_bc_norm) {
+        k.rms_norm(row, nullptr, config.dt_rank, config.dt_bc_eps, dt);
+        k.rms_norm(row + in_b, nullptr, config.d_state, config.dt_bc_eps, row + in_b);
+        k.rms_norm(row + in_c, nullptr, config.d_state, config.dt_bc_eps, row + in_c);
+      } else {
+        std::copy_n(row, l.dt_rank, dt);
+      }
     }
-  }
-  step.quantise(w.dt_proj, b.dt_low, 0, l.dt_rank);
+    step.quantise_tokens(w.dt_proj, b.dt_low, 0, l.dt_rank, first, last);
+  });
 
   // Phase 3: dt_proj, the scan, the gate, quantisation for out_proj.
   const size_t scan_fetches = y_piece / kTileRows * l.d_state * kScanAhead;

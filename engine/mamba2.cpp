@@ -153,11 +153,12 @@ void run_mamba2(const Step& step, uint32_t layer) {
     const size_t norms = whole_row ? 1 : config.n_groups;
     const size_t span = l.inner / norms;  // padded channels of one norm
     const size_t count = config.d_inner / norms;
-    for (size_t t = 0; t < tokens; ++t) {
-      for (size_t g = 0; g < norms; ++g) {
+    const auto rows = [&](size_t first, size_t last) {
+      for (size_t i = first * norms; i < last * norms; ++i) {
+        const size_t t = i / norms, g = i % norms;
         const float* sums = b.gate_sums + t * (l.inner / kTileRows) + g * span / kTileRows;
         float sum = 0;
-        for (size_t i = 0; i < span / kTileRows; ++i) sum += sums[i];
+        for (size_t c = 0; c < span / kTileRows; ++c) sum += sums[c];
         const float factor = 1.0f / std::sqrt(sum / static_cast<float>(count) + config.norm_eps);
         if (scales_only) {
           const size_t group = w.out_proj.shape.group;
@@ -168,8 +169,9 @@ void run_mamba2(const Step& step, uint32_t layer) {
           k.scale(b.y.x + t * b.y.stride + g * span, factor, span);
         }
       }
-    }
-    if (!scales_only) step.quantise(w.out_proj, b.y, 0, l.inner);
+      if (!scales_only) step.quantise_tokens(w.out_proj, b.y, 0, l.inner, first, last);
+    };
+    step.parallel_tokens(Step::ahead(w.out_proj, Step::kOutRows), rows);
   }
 
   step.project_out(layer);

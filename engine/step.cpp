@@ -127,14 +127,7 @@ void Step::norm_rows(const float* weight, const float* bias, const Matrix& reade
     }
     quantise_tokens(reader, out, 0, round_up<size_t>(d_model, kTileRows), first, last);
   };
-  // Few tokens take less time than it takes to share them out.
-  constexpr size_t kPiece = 8;
-  if (tokens <= kPiece) {
-    rows(0, tokens);
-    return;
-  }
-  parallel((tokens + kPiece - 1) / kPiece, ahead(reader, kRowsPerPiece),
-           [&](size_t i) { rows(i * kPiece, std::min(tokens, (i + 1) * kPiece)); });
+  parallel_tokens(ahead(reader, kRowsPerPiece), rows);
 }
 
 void Step::project_out(uint32_t layer) const {

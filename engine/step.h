@@ -67,6 +67,19 @@ struct Step {
   }
   void run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const;
 
+  // Calls rows(first, last) for ranges of tokens that cover them all: for few tokens in one call, as it takes
+  // longer to share them out.
+  template <typename F>
+  void parallel_tokens(const Ahead& next, F&& rows) const {
+    constexpr size_t kPiece = 8;
+    if (tokens <= kPiece) {
+      rows(size_t{0}, tokens);
+      return;
+    }
+    parallel((tokens + kPiece - 1) / kPiece, next,
+             [&](size_t i) { rows(i * kPiece, std::min(tokens, (i + 1) * kPiece)); });
+  }
+
   // The first rows of a projection, as the phase that computes it divides them.
   static Ahead ahead(const Matrix& w, size_t rows_per_piece);
 
