@@ -113,7 +113,7 @@ void unpack(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out) {
 }
 using Unpack = void(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out);
 
-// ---- a span: R row blocks times up to 128 tokens ----
+// ---- a span: R row blocks times up to 64 tokens ----
 
 struct Buffers {
   // Groups of kPair row blocks, in turn: all of a row's where they fit, so that only the first span of tokens
