@@ -17,6 +17,9 @@ struct Section {
 // The scan takes a few tokens and channels at a time, as dt and decay are expanded for these.
 constexpr size_t kScanTokens = 16, kScanChannels = 64;
 
+// How many tokens earlier z is asked for: its rows are too far apart for the hardware to foresee them.
+constexpr size_t kGateAhead = 4;
+
 // row[begin], ..., row[end - 1] = value, in blocks of constant size where there are any.
 void fill(float* row, size_t begin, size_t end, float value) {
   for (; begin + kTileRows <= end; begin += kTileRows) std::fill_n(row + begin, kTileRows, value);
@@ -69,6 +72,8 @@ void run_mamba2(const Step& step, uint32_t layer) {
         k.conv_silu(conv);
       });
     } else if (s->row == l.in_dt) {
+      // Here, as it takes the least time of all pieces: where phase 2 leaves sums out, they are zero.
+      if (first == 0) std::fill_n(b.gate_sums, tokens * (l.inner / kTileRows), 0.0f);
       for (size_t t = 0; t < tokens; ++t) {
         k.dt_decay(b.proj + t * stride + row, w.dt_bias + first, w.a + first, config.dt_low,
                    config.dt_high, n, b.head_decay + t * l.heads + first);
@@ -85,7 +90,6 @@ void run_mamba2(const Step& step, uint32_t layer) {
   const bool quantised = is_quantised(w.out_proj.shape.type);
   const bool scales_only =
       quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
-  std::fill_n(b.gate_sums, tokens * (l.inner / kTileRows), 0.0f);
   step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t piece) {
     const size_t first = piece * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     for (size_t c = first; c < end;) {
@@ -136,8 +140,9 @@ void run_mamba2(const Step& step, uint32_t layer) {
         }
       });
       for (size_t t = 0; t < tokens; ++t) {
-        constexpr size_t kAhead = Step::kTokensAhead;
-        if (t + kAhead < tokens) Step::ask_for(b.proj + (t + kAhead) * stride + l.in_z + c, n);
+        for (size_t i = 0; i < n && t + kGateAhead < tokens; i += kTileRows) {
+          __builtin_prefetch(b.proj + (t + kGateAhead) * stride + l.in_z + c + i);
+        }
         float* y = b.y.x + t * b.y.stride + c;
         float* sum = b.gate_sums + t * (l.inner / kTileRows) + c / kTileRows;
         *sum = k.gate_norm(y, b.proj + t * stride + l.in_z + c,

@@ -89,13 +89,6 @@ struct Step {
   const uint8_t* next_weights(const Matrix& w, size_t rows_per_piece, size_t i, size_t n,
                               size_t bytes) const;
 
-  // Asks for n floats of the row of a token that is read kTokensAhead tokens later. Rows are too far apart
-  // for the hardware to foresee them.
-  static constexpr size_t kTokensAhead = 4;
-  static void ask_for(const float* row, size_t n) {
-    for (size_t i = 0; i < n; i += kTileRows) __builtin_prefetch(row + i);
-  }
-
   // Columns [begin, end) of `in` are complete for all tokens: quantises them if `w` wants that.
   // begin and end are multiples of w's group, or end is the width of `in`; padding up to w's width
   // counts as complete with the last piece.

@@ -216,7 +216,7 @@ void multiply_span(const Product& p, size_t block, const size_t* first, size_t t
     return buffers.weights + g % p.slots * (kPair * group * kTileRows);
   };
   const auto prepare = [&](size_t g) {
-    for (size_t r = 0; r < R && !unpacked; ++r) {
+    for (size_t r = 0; r < (unpacked ? size_t{0} : size_t{R}); ++r) {
       const uint8_t* from = w + r * p.w.row_block_bytes + g * group_bytes;
       p.unpack(from, from + R * p.w.row_block_bytes, group, weights(g) + r * group * kTileRows);
     }

@@ -746,7 +746,7 @@ TEST_P(Kernels, SoftplusAndClamp) {
   double worst = 0;
   for (int round = 0; round < 4; ++round) {
     for (size_t i = 0; i < kN; ++i) {
-      in[i] = round == 0 ? -86.9f + 120.0f * static_cast<float>(i) / static_cast<float>(kN)
+      in[i] = round == 0 ? -87.3f + 120.0f * static_cast<float>(i) / static_cast<float>(kN)
                          : uniform(-1, 1) * std::exp2(uniform(-30, 6.4f));
       dt[i] = in[i];
       a[i] = -uniform(0, 16);
@@ -757,6 +757,7 @@ TEST_P(Kernels, SoftplusAndClamp) {
       if (in[i] > 20) {
         ASSERT_EQ(dt[i], in[i]);
       }
+      if (in[i] < -86.98f && dt[i] == 0) continue;  // below log(2^-125.5)
       worst = std::max(worst, std::fabs(dt[i] - want) / want);
       const double product = double{dt[i]} * a[i];
       const double exact = std::exp(product);
