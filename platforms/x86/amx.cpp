@@ -43,7 +43,8 @@ constexpr size_t kTileInputs = 64;
 constexpr size_t kTileFloats = kTileTokens * kTileRows;
 constexpr size_t kSpanTiles = 4;                   // tiles of tokens at a time
 constexpr size_t kPair = 2;                        // row blocks at a time
-constexpr size_t kWeightBytes = size_t{72} << 10;  // unpacked at a time
+constexpr size_t kStepGroups = 2;                  // groups of one tile at a time
+constexpr size_t kWeightBytes = size_t{72} << 10;  // unpacked
 static_assert(kWeightBytes >= 2 * kPair * kMaxGroup * kTileRows);
 
 // Layout of `ldtilecfg`: Intel's manual, volume 1, section 18.2.
@@ -121,11 +122,13 @@ using Unpack = void(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t
 
 // ---- a span: R row blocks times up to 64 tokens ----
 
+// Tokens and row blocks are taken step by step through the inputs: a step is one group, or two that
+// are one tile each.
 struct Buffers {
-  // Groups of kPair row blocks, in turn: all of a row's and one more where they fit, so that only the
+  // Steps of kPair row blocks, in turn: all of a row's and one more where they fit, so that only the
   // first span of tokens has to unpack them, and at least two.
   alignas(64) int8_t weights[kWeightBytes];
-  alignas(64) int32_t products[2][kPair][kTileFloats];
+  alignas(64) int32_t products[2][kStepGroups][kPair][kTileFloats];
   alignas(64) float sums[kSpanTiles][kTileTokens][kPair][kTileRows];
 };
 
@@ -136,18 +139,18 @@ struct Product {
   const Matrix& w;
   const QuantisedRows& x;
   size_t tokens;
-  size_t group, groups;
   size_t tiles, tile_inputs;  // of a group
-  size_t slots;               // groups that Buffers::weights holds
+  size_t steps, step_inputs;
+  size_t slots;  // steps that Buffers::weights holds
   float* out;
   size_t out_stride;
 };
 
-// Weights of a group of one or two tiles (kTiles) stay in tiles 4 to 7; of more (0) they are loaded when
+// Weights of a step of one or two tiles (kTiles) stay in tiles 4 to 7; of more (0) they are loaded when
 // they are multiplied.
 template <int R, int kTiles>
 ME_INLINE void load_weights(const Product& p, const int8_t* b) {
-  const int8_t* second = b + p.group * kTileRows;
+  const int8_t* second = b + p.step_inputs * kTileRows;
   _tile_loadd(4, b, kLineBytes);
   if constexpr (R > 1) _tile_loadd(5, second, kLineBytes);
   if constexpr (kTiles == 2) {
@@ -156,14 +159,25 @@ ME_INLINE void load_weights(const Product& p, const int8_t* b) {
   }
 }
 
-// products[R] = one tile of tokens times R row blocks, one group. `meanwhile(0)` to `meanwhile(3)` are
-// spread over it.
-template <int R, int kTiles, typename Meanwhile>
-ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
-                        int32_t (*products)[kTileFloats], const Meanwhile& meanwhile) {
-  const long stride = static_cast<long>(p.x.stride);
+template <int R>
+ME_INLINE void store_products(int32_t (*products)[kTileFloats]) {
+  _tile_stored(0, products[0], kLineBytes);
+  if constexpr (R > 1) _tile_stored(1, products[1], kLineBytes);
+}
+
+template <int R>
+ME_INLINE void zero_products() {
   _tile_zero(0);
   if constexpr (R > 1) _tile_zero(1);
+}
+
+// products[kGroups][R] = one tile of tokens times R row blocks, one step. `meanwhile(0)` to
+// `meanwhile(3)` are spread over it.
+template <int R, int kTiles, int kGroups, typename Meanwhile>
+ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
+                        int32_t (*products)[kPair][kTileFloats], const Meanwhile& meanwhile) {
+  const long stride = static_cast<long>(p.x.stride);
+  zero_products<R>();
   _tile_loadd(2, a, stride);
   if constexpr (kTiles == 0) load_weights<R, 0>(p, b);
   _tile_dpbssd(0, 2, 4);
@@ -171,6 +185,10 @@ ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
   if constexpr (R > 1) _tile_dpbssd(1, 2, 5);
   meanwhile(1);
   if constexpr (kTiles == 2) {
+    if constexpr (kGroups == 2) {
+      store_products<R>(products[0]);
+      zero_products<R>();
+    }
     _tile_loadd(3, a + p.tile_inputs, stride);
     _tile_dpbssd(0, 3, 6);
     meanwhile(2);
@@ -185,21 +203,20 @@ ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
       _tile_loadd(6, tile, kLineBytes);
       _tile_dpbssd(0, 3, 6);
       if constexpr (R > 1) {
-        _tile_loadd(7, tile + p.group * kTileRows, kLineBytes);
+        _tile_loadd(7, tile + p.step_inputs * kTileRows, kLineBytes);
         _tile_dpbssd(1, 3, 7);
       }
     }
   }
   meanwhile(3);
-  _tile_stored(0, products[0], kLineBytes);
-  if constexpr (R > 1) _tile_stored(1, products[1], kLineBytes);
+  store_products<R>(products[kGroups - 1]);
 }
 
-// What is to be done with the products of one tile of tokens, R row blocks and a group.
-template <int R>
+// What is to be done with the products of one tile of tokens, R row blocks and a step.
+template <int R, int kGroups>
 struct Sums {
-  const int32_t (*products)[kTileFloats];
-  __m512 row_scale[R];
+  const int32_t (*products)[kPair][kTileFloats];
+  __m512 row_scale[kGroups][R];
   const float* token_scale;  // [tokens][token_stride]
   size_t token_stride;
   float (*sums)[kPair][kTileRows];
@@ -214,39 +231,48 @@ struct Sums {
       }
     }
   }
-};
 
-// Adds a quarter of the tokens. The first group's sums start at zero, the last one's are scaled.
-template <int R, bool kFirst, bool kLast>
-ME_INLINE void add(const Sums<R>& s, size_t quarter) {
-  constexpr size_t kTokens = kTileTokens / 4;
-  finish_writes();  // keeps it between the products that it was written between
-  ME_UNROLL
-  for (size_t i = 0; i < kTokens; ++i) {
-    const size_t t = quarter * kTokens + i;
-    const __m512 scale = _mm512_set1_ps(s.token_scale[t * s.token_stride]);
+  // Adds a quarter of the tokens. The first step's sums start at zero, the last one's are scaled.
+  template <bool kFirst, bool kLast>
+  ME_INLINE void add(size_t quarter) const {
+    constexpr size_t kTokens = kTileTokens / 4;
+    finish_writes();  // keeps it between the products that it was written between
     ME_UNROLL
-    for (size_t r = 0; r < R; ++r) {
-      const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(s.products[r] + t * kTileRows));
-      const __m512 before = kFirst ? _mm512_setzero_ps() : _mm512_load_ps(s.sums[t][r]);
-      const __m512 sum = _mm512_fmadd_ps(_mm512_mul_ps(s.row_scale[r], scale), dot, before);
-      if constexpr (kLast) {
-        _mm512_store_ps(s.out + t * s.out_stride + r * kTileRows,
-                        _mm512_mul_ps(sum, s.final_scale));
-      } else {
-        _mm512_store_ps(s.sums[t][r], sum);
+    for (size_t i = 0; i < kTokens; ++i) {
+      const size_t t = quarter * kTokens + i;
+      __m512 sum[R];
+      ME_UNROLL
+      for (size_t r = 0; r < R; ++r) {
+        sum[r] = kFirst ? _mm512_setzero_ps() : _mm512_load_ps(sums[t][r]);
+      }
+      ME_UNROLL
+      for (size_t g = 0; g < kGroups; ++g) {
+        const __m512 scale = _mm512_set1_ps(token_scale[t * token_stride + g]);
+        ME_UNROLL
+        for (size_t r = 0; r < R; ++r) {
+          const __m512 dot = _mm512_cvtepi32_ps(_mm512_load_si512(products[g][r] + t * kTileRows));
+          sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(row_scale[g][r], scale), dot, sum[r]);
+        }
+      }
+      ME_UNROLL
+      for (size_t r = 0; r < R; ++r) {
+        if constexpr (kLast) {
+          _mm512_store_ps(out + t * out_stride + r * kTileRows, _mm512_mul_ps(sum[r], final_scale));
+        } else {
+          _mm512_store_ps(sums[t][r], sum[r]);
+        }
       }
     }
+    finish_writes();
   }
-  finish_writes();
-}
+};
 
-// A group of R row blocks and a span of tokens. The order of the work: all tiles of a group, all groups
+// A step of R row blocks and a span of tokens. The order of the work: all tiles of a step, all steps
 // of a span, all spans of the row blocks.
 struct Place {
   size_t block;
   size_t token, tiles;  // of the span
-  size_t group;
+  size_t step;
   size_t slot;    // of its weights in Buffers::weights
   bool unpacked;  // they are there since an earlier span
 };
@@ -254,7 +280,7 @@ struct Place {
 // At least 16 tokens. Where they are no multiple of 16, a last span of one tile starts inside the one
 // before: what both cover is computed twice, with the same bits.
 void start_span(size_t tokens, Place* at) {
-  at->group = 0;
+  at->step = 0;
   at->tiles = std::min((tokens - at->token) / kTileTokens, kSpanTiles);
   if (at->tiles > 0) return;
   at->token = tokens - kTileTokens;
@@ -262,17 +288,17 @@ void start_span(size_t tokens, Place* at) {
 }
 
 template <int R>
-Place next(const Product& p, const Place& at) {
+ME_INLINE Place next(const Product& p, const Place& at) {
   Place n = at;
   n.slot = at.slot + 1 == p.slots ? 0 : at.slot + 1;
-  if (++n.group < p.groups) return n;
+  if (++n.step < p.steps) return n;
   n.token += n.tiles * kTileTokens;
   if (n.token == p.tokens) {
     n.token = 0;
     n.block += R;
     n.unpacked = false;
-  } else if (p.groups < p.slots) {
-    n.slot = (at.slot + p.slots - (p.groups - 1)) % p.slots;
+  } else if (p.steps < p.slots) {
+    n.slot = at.slot + (at.slot + 1 < p.steps ? p.slots : 0) - (p.steps - 1);
     n.unpacked = true;
   }
   start_span(p.tokens, &n);
@@ -280,27 +306,27 @@ Place next(const Product& p, const Place& at) {
 }
 
 // Row blocks [block, end), a multiple of R.
-template <int R, int kTiles>
+template <int R, int kTiles, int kGroups>
 void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffers) {
   const size_t scale_bytes = p.w.shape.group_scale_bytes();
-  const size_t row_units = p.group / p.unit_inputs;
+  const size_t row_units = p.step_inputs / p.unit_inputs;
   const auto slot = [&](const Place& at) {
-    return buffers.weights + at.slot * (kPair * p.group * kTileRows);
+    return buffers.weights + at.slot * (kPair * p.step_inputs * kTileRows);
   };
-  // Units [unit, last) of the group's R row blocks.
+  // Units [unit, last) of the step's R row blocks.
   const auto unpack = [&](const Place& at, size_t unit, size_t last) {
     while (unit < last) {
       const size_t r = R > 1 && unit >= row_units ? 1 : 0, first = unit - r * row_units;
       const size_t n = std::min(last - unit, row_units - first);
       const uint8_t* from = p.w.data + (at.block + r) * p.w.row_block_bytes + scale_bytes +
-                            (at.group * row_units + first) * p.unit_bytes;
+                            (at.step * row_units + first) * p.unit_bytes;
       p.unpack(from, from + R * p.w.row_block_bytes, n * p.unit_inputs,
                slot(at) + (r * row_units + first) * p.unit_inputs * kTileRows);
       unit += n;
     }
   };
   const size_t units = R * row_units;
-  Sums<R> s;
+  Sums<R, kGroups> s;
   s.token_stride = p.x.group_stride;
   s.out_stride = p.out_stride;
   s.final_scale = _mm512_set1_ps(p.w.scale);
@@ -311,13 +337,13 @@ void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffer
       case kNone:
         return f([](size_t) {});
       case kOnly:
-        return f([&](size_t i) { add<R, true, true>(s, i); });
+        return f([&](size_t i) { s.template add<true, true>(i); });
       case kFirst:
-        return f([&](size_t i) { add<R, true, false>(s, i); });
+        return f([&](size_t i) { s.template add<true, false>(i); });
       case kMiddle:
-        return f([&](size_t i) { add<R, false, false>(s, i); });
+        return f([&](size_t i) { s.template add<false, false>(i); });
       case kLast:
-        return f([&](size_t i) { add<R, false, true>(s, i); });
+        return f([&](size_t i) { s.template add<false, true>(i); });
     }
   };
   size_t turn = 0;
@@ -333,31 +359,33 @@ void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffer
     for (size_t tile = 0; tile < at.tiles; ++tile, ++turn) {
       const size_t token = at.token + tile * kTileTokens;
       const size_t last_unit = (tile + 1) * units_ahead / at.tiles;
-      int32_t(*products)[kTileFloats] = buffers.products[turn % 2];
+      int32_t(*products)[kPair][kTileFloats] = buffers.products[turn % 2];
       with_waiting([&](const auto& add_quarter) {
-        multiply<R, kTiles>(p, p.x.q + token * p.x.stride + at.group * p.group, slot(at), products,
-                            [&](size_t i) {
-                              add_quarter(i);
-                              if (i == 1) unpack(ahead, unit, last_unit);
-                            });
+        multiply<R, kTiles, kGroups>(p, p.x.q + token * p.x.stride + at.step * p.step_inputs,
+                                     slot(at), products, [&](size_t i) {
+                                       add_quarter(i);
+                                       if (i == 1) unpack(ahead, unit, last_unit);
+                                     });
       });
       unit = last_unit;
       if (tile == 0) {
-        for (size_t r = 0; r < R; ++r) {
-          s.row_scale[r] = _mm512_cvtph_ps(_mm256_load_si256(
-              reinterpret_cast<const __m256i*>(p.w.data + (at.block + r) * p.w.row_block_bytes +
-                                               at.group * kTileRows * sizeof(uint16_t))));
+        for (size_t g = 0; g < kGroups; ++g) {
+          for (size_t r = 0; r < R; ++r) {
+            s.row_scale[g][r] = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(
+                p.w.data + (at.block + r) * p.w.row_block_bytes +
+                (at.step * kGroups + g) * kTileRows * sizeof(uint16_t))));
+          }
         }
       }
       s.products = products;
-      s.token_scale = p.x.scale + token * p.x.group_stride + at.group;
+      s.token_scale = p.x.scale + token * p.x.group_stride + at.step * kGroups;
       s.sums = buffers.sums[tile];
       s.out = p.out + token * p.out_stride + at.block * kTileRows;
-      if (at.group + 2 == p.groups) s.ask_for_out();
-      if (at.group == 0) {
-        waiting = p.groups == 1 ? kOnly : kFirst;
+      if (at.step + 2 == p.steps) s.ask_for_out();
+      if (at.step == 0) {
+        waiting = p.steps == 1 ? kOnly : kFirst;
       } else {
-        waiting = at.group + 1 == p.groups ? kLast : kMiddle;
+        waiting = at.step + 1 == p.steps ? kLast : kMiddle;
       }
     }
     at = ahead;
@@ -367,40 +395,44 @@ void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffer
   });
 }
 
-template <int kTiles>
+template <int kTiles, int kGroups>
 void multiply_tokens(const Product& p, size_t begin, size_t end, Buffers& buffers) {
   const size_t pairs = begin + (end - begin) / kPair * kPair;
-  if (begin < pairs) multiply_blocks<kPair, kTiles>(p, begin, pairs, buffers);
-  if (pairs < end) multiply_blocks<1, kTiles>(p, pairs, end, buffers);
+  configure(p.tile_inputs);
+  if (begin < pairs) multiply_blocks<kPair, kTiles, kGroups>(p, begin, pairs, buffers);
+  if (pairs < end) multiply_blocks<1, kTiles, kGroups>(p, pairs, end, buffers);
+  _tile_release();
 }
 
 void multiply_tokens(Unpack* unpack, size_t unit_inputs, size_t unit_bytes, const Matrix& w,
                      size_t begin, size_t end, const QuantisedRows& x, size_t tokens, float* out,
                      size_t out_stride) {
   Buffers buffers;  // not initialised
-  const size_t group = w.shape.group, tiles = tiles_of(group);
+  const size_t tiles = tiles_of(w.shape.group);
+  const bool two_groups = tiles == 1 && w.shape.groups() % 2 == 0;
+  const size_t step_inputs = w.shape.group * (two_groups ? kStepGroups : 1);
   const Product p = {.unpack = unpack,
                      .unit_inputs = unit_inputs,
                      .unit_bytes = unit_bytes,
                      .w = w,
                      .x = x,
                      .tokens = tokens,
-                     .group = group,
-                     .groups = w.shape.groups(),
                      .tiles = tiles,
-                     .tile_inputs = group / tiles,
-                     .slots = kWeightBytes / (kPair * group * kTileRows),
+                     .tile_inputs = w.shape.group / tiles,
+                     .steps = w.shape.cols / step_inputs,
+                     .step_inputs = step_inputs,
+                     .slots = kWeightBytes / (kPair * step_inputs * kTileRows),
                      .out = out,
                      .out_stride = out_stride};
-  configure(p.tile_inputs);
-  if (tiles == 1) {
-    multiply_tokens<1>(p, begin, end, buffers);
+  if (two_groups) {
+    multiply_tokens<2, 2>(p, begin, end, buffers);
+  } else if (tiles == 1) {
+    multiply_tokens<1, 1>(p, begin, end, buffers);
   } else if (tiles == 2) {
-    multiply_tokens<2>(p, begin, end, buffers);
+    multiply_tokens<2, 1>(p, begin, end, buffers);
   } else {
-    multiply_tokens<0>(p, begin, end, buffers);
+    multiply_tokens<0, 1>(p, begin, end, buffers);
   }
-  _tile_release();
 }
 
 uint64_t peak_i8(size_t rounds) {
