@@ -41,7 +41,8 @@ namespace {
 constexpr size_t kTileTokens = 16;
 constexpr size_t kTileInputs = 64;
 constexpr size_t kTileFloats = kTileTokens * kTileRows;
-constexpr size_t kSpanTiles = 4;                   // tiles of tokens at a time
+constexpr size_t kSpanTiles = 4;                   // tiles of tokens at a time,
+constexpr size_t kLongSpanTiles = 8;               // where a row's weights do not fit in Buffers
 constexpr size_t kPair = 2;                        // row blocks at a time
 constexpr size_t kStepGroups = 2;                  // groups of one tile at a time
 constexpr size_t kWeightBytes = size_t{72} << 10;  // unpacked
@@ -129,7 +130,7 @@ struct Buffers {
   // first span of tokens has to unpack them, and at least two.
   alignas(64) int8_t weights[kWeightBytes];
   alignas(64) int32_t products[2][kStepGroups][kPair][kTileFloats];
-  alignas(64) float sums[kSpanTiles][kTileTokens][kPair][kTileRows];
+  alignas(64) float sums[kLongSpanTiles][kTileTokens][kPair][kTileRows];
 };
 
 // What all of a call has in common.
@@ -141,7 +142,8 @@ struct Product {
   size_t tokens;
   size_t tiles, tile_inputs;  // of a group
   size_t steps, step_inputs;
-  size_t slots;  // steps that Buffers::weights holds
+  size_t slots;       // steps that Buffers::weights holds
+  size_t span_tiles;  // at most
   float* out;
   size_t out_stride;
 };
@@ -279,11 +281,11 @@ struct Place {
 
 // At least 16 tokens. Where they are no multiple of 16, a last span of one tile starts inside the one
 // before: what both cover is computed twice, with the same bits.
-void start_span(size_t tokens, Place* at) {
+void start_span(const Product& p, Place* at) {
   at->step = 0;
-  at->tiles = std::min((tokens - at->token) / kTileTokens, kSpanTiles);
+  at->tiles = std::min((p.tokens - at->token) / kTileTokens, p.span_tiles);
   if (at->tiles > 0) return;
-  at->token = tokens - kTileTokens;
+  at->token = p.tokens - kTileTokens;
   at->tiles = 1;
 }
 
@@ -301,7 +303,7 @@ ME_INLINE Place next(const Product& p, const Place& at) {
     n.slot = at.slot + (at.slot + 1 < p.steps ? p.slots : 0) - (p.steps - 1);
     n.unpacked = true;
   }
-  start_span(p.tokens, &n);
+  start_span(p, &n);
   return n;
 }
 
@@ -348,7 +350,7 @@ void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffer
   };
   size_t turn = 0;
   Place at{block, 0, 0, 0, 0, false};
-  start_span(p.tokens, &at);
+  start_span(p, &at);
   unpack(at, 0, units);
   while (at.block < end) {
     const Place ahead = next<R>(p, at);
@@ -411,6 +413,8 @@ void multiply_tokens(Unpack* unpack, size_t unit_inputs, size_t unit_bytes, cons
   const size_t tiles = tiles_of(w.shape.group);
   const bool two_groups = tiles == 1 && w.shape.groups() % 2 == 0;
   const size_t step_inputs = w.shape.group * (two_groups ? kStepGroups : 1);
+  const size_t steps = w.shape.cols / step_inputs;
+  const size_t slots = kWeightBytes / (kPair * step_inputs * kTileRows);
   const Product p = {.unpack = unpack,
                      .unit_inputs = unit_inputs,
                      .unit_bytes = unit_bytes,
@@ -419,9 +423,10 @@ void multiply_tokens(Unpack* unpack, size_t unit_inputs, size_t unit_bytes, cons
                      .tokens = tokens,
                      .tiles = tiles,
                      .tile_inputs = w.shape.group / tiles,
-                     .steps = w.shape.cols / step_inputs,
+                     .steps = steps,
                      .step_inputs = step_inputs,
-                     .slots = kWeightBytes / (kPair * step_inputs * kTileRows),
+                     .slots = slots,
+                     .span_tiles = steps < slots ? kSpanTiles : kLongSpanTiles,
                      .out = out,
                      .out_stride = out_stride};
   if (two_groups) {
