@@ -14,18 +14,29 @@
 namespace mamba_edge::tools {
 namespace {
 
-// Sizes of the published checkpoints (their config.json).
+// Sizes of the published checkpoints (their config.json or params.json).
 struct Published {
   const char* name;
-  uint32_t generation, d_model, n_layer;
+  Architecture architecture;
+  uint32_t d_model, n_layer;
+  uint32_t n_vocab = 50280;
+  uint8_t tied = 1;
+  uint32_t n_groups = 1;  // of Mamba-2
 };
 constexpr Published kPublished[] = {
-    {"mamba-130m", 1, 768, 24},   {"mamba-370m", 1, 1024, 48},  {"mamba-790m", 1, 1536, 48},
-    {"mamba-1.4b", 1, 2048, 48},  {"mamba-2.8b", 1, 2560, 64},  {"mamba2-130m", 2, 768, 24},
-    {"mamba2-370m", 2, 1024, 48}, {"mamba2-780m", 2, 1536, 48}, {"mamba2-1.3b", 2, 2048, 48},
-    {"mamba2-2.7b", 2, 2560, 64},
+    {"mamba-130m", Architecture::mamba, 768, 24},
+    {"mamba-370m", Architecture::mamba, 1024, 48},
+    {"mamba-790m", Architecture::mamba, 1536, 48},
+    {"mamba-1.4b", Architecture::mamba, 2048, 48},
+    {"mamba-2.8b", Architecture::mamba, 2560, 64},
+    {"mamba2-130m", Architecture::mamba2, 768, 24},
+    {"mamba2-370m", Architecture::mamba2, 1024, 48},
+    {"mamba2-780m", Architecture::mamba2, 1536, 48},
+    {"mamba2-1.3b", Architecture::mamba2, 2048, 48},
+    {"mamba2-2.7b", Architecture::mamba2, 2560, 64},
+    {"falcon-mamba-7b", Architecture::falcon_mamba, 4096, 64, 65024, 0},
+    {"mamba-codestral-7b", Architecture::mamba2, 4096, 64, 32768, 0, 8},
 };
-constexpr uint32_t kVocab = 50280;
 
 // xorshift64* (Vigna 2016): fast, and good enough to be noise.
 class Noise {
@@ -127,25 +138,28 @@ ModelConfig synthetic_config(const std::string& name) {
   ModelConfig c;
   c.d_model = p->d_model;
   c.n_layer = p->n_layer;
-  c.n_vocab = c.n_vocab_used = kVocab;
+  c.n_vocab = c.n_vocab_used = p->n_vocab;
   c.norm_eps = 1e-5f;
-  c.tied = 1;
+  c.tied = p->tied;
   c.bos_token = c.eos_token = 0;
-  if (p->generation == 1) {
-    c.architecture = Architecture::mamba;
+  c.architecture = p->architecture;
+  if (!c.is_mamba2()) {
     c.mamba1.d_inner = 2 * p->d_model;
     c.mamba1.d_state = 16;
     c.mamba1.d_conv = 4;
     c.mamba1.dt_rank = (p->d_model + 15) / 16;
     c.mamba1.conv_bias = 1;
+    if (c.architecture == Architecture::falcon_mamba) {
+      c.mamba1.dt_bc_norm = 1;
+      c.mamba1.dt_bc_eps = 1e-6f;
+    }
   } else {
-    c.architecture = Architecture::mamba2;
     c.mamba2.d_inner = 2 * p->d_model;
     c.mamba2.d_state = 128;
     c.mamba2.d_conv = 4;
     c.mamba2.headdim = 64;
     c.mamba2.n_heads = c.mamba2.d_inner / c.mamba2.headdim;
-    c.mamba2.n_groups = 1;
+    c.mamba2.n_groups = p->n_groups;
     c.mamba2.conv_bias = 1;
     c.mamba2.gated_norm = 1;
     c.mamba2.norm_eps = 1e-5f;

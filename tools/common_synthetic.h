@@ -10,7 +10,7 @@
 
 namespace mamba_edge::tools {
 
-// "mamba-130m", "mamba2-2.7b", ...: the names of the state-spaces models.
+// "mamba-130m", "mamba2-2.7b", ..., "falcon-mamba-7b", "mamba-codestral-7b": published models.
 std::vector<std::string> synthetic_names();
 
 // The config of one of them; throws UsageError for another name, which says that it came from

@@ -519,7 +519,8 @@ int run(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--synthetic", options.synthetic,
                  "Models of random weights in published dimensions, made in memory: mamba-130m, "
-                 "370m, 790m, 1.4b, 2.8b, mamba2-130m, 370m, 780m, 1.3b, 2.7b")
+                 "370m, 790m, 1.4b, 2.8b, mamba2-130m, 370m, 780m, 1.3b, 2.7b, falcon-mamba-7b, "
+                 "mamba-codestral-7b")
       ->type_name("NAME")
       ->delimiter(',');
   app.add_option("--type", options.types, "Weight types of --synthetic: " + matrix_types())

@@ -267,6 +267,22 @@ TEST(Bench, TakesTheKernelsFromTheEnvironmentUnlessToldOtherwise) {
   EXPECT_NE(unknown.err.find("'abacus'"), std::string::npos) << unknown.err;
 }
 
+// Against what the checkpoints' publishers say, or the total_size of their index, by two bytes each.
+TEST(Bench, SyntheticModelsHaveThePublishedSizes) {
+  const auto parameters = [](const char* name) {
+    const ModelConfig config = tools::synthetic_config(name);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < tensor_count(config); ++i) {
+      n += published_elements(config, tensor_spec(config, i));
+    }
+    return n;
+  };
+  EXPECT_EQ(parameters("mamba-130m"), 129135360u);
+  EXPECT_EQ(parameters("mamba-2.8b"), 2768345600u);
+  EXPECT_EQ(parameters("falcon-mamba-7b"), 7272665088u);
+  EXPECT_EQ(parameters("mamba-codestral-7b"), 7285403648u);
+}
+
 TEST(Bench, WrongUsageNamesTheFlag) {
   const std::string model = tiny_int8("mamba1-tiny");
   struct Case {
