@@ -18,7 +18,7 @@ enum class StateType : uint32_t { f32 = 0, f16 = 1, int8 = 2 };  // as in mamba_
 
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 128;  // most tokens that pass through the weights together
+  uint32_t chunk = 256;  // most tokens that pass through the weights together
   uint32_t batch = 0;    // most texts that step_batch() takes with this session in the lead
   StateType state = StateType::f32;                // how the SSM's state is kept between tokens
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads

@@ -165,7 +165,7 @@ CLI::Option* add_integer(CLI::App& app, const char* names, int64_t& value, int64
 CLI::Option* add_real(CLI::App& app, const char* names, double& value, double min, double max,
                       const char* help);
 
-constexpr int64_t kDefaultChunk = 128;  // the engine's
+constexpr int64_t kDefaultChunk = 256;  // the engine's
 
 struct EngineOptions {
   std::string model;

@@ -115,7 +115,7 @@ typedef enum mamba_edge_state_type {
 
 typedef struct mamba_edge_session_options {
   int n_threads; /* threads that compute, the caller's included; 0: 1 */
-  int chunk; /* tokens that prefill takes through the weights at a time; 0: 128. Affects memory and
+  int chunk; /* tokens that prefill takes through the weights at a time; 0: 256. Affects memory and
                 speed, never the results */
   mamba_edge_parallel_for parallel_for; /* the caller's pool; NULL: the session starts its own */
   void* parallel_for_user;

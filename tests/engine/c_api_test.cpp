@@ -636,16 +636,16 @@ TEST(CApiArguments, Sessions) {
   mamba_edge_session_destroy(session);
   ASSERT_EQ(create(defaults, arena.get() + 64, bytes), MAMBA_EDGE_OK);
   mamba_edge_session_destroy(session);
-  // NULL options are the defaults: 1 thread, chunks of 128.
+  // NULL options are the defaults: 1 thread, chunks of 256.
   size_t by_default = 0;
   ASSERT_EQ(mamba_edge_session_required_bytes(model.get(), nullptr, &by_default, nullptr),
             MAMBA_EDGE_OK);
   EXPECT_EQ(by_default, bytes);
   Options explicit_ones = {};
   explicit_ones.n_threads = 1;
-  explicit_ones.chunk = 128;
+  explicit_ones.chunk = 256;
   EXPECT_EQ(required(model, explicit_ones), bytes);
-  explicit_ones.chunk = 129;
+  explicit_ones.chunk = 257;
   EXPECT_GT(required(model, explicit_ones), bytes);
 }
 

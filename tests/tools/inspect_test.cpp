@@ -141,7 +141,7 @@ TEST(Inspect, TellsWhatASessionNeeds) {
   EXPECT_EQ(memory["state_bytes"], used["state_bytes"]);
   EXPECT_EQ(memory["weight_bytes"], used["weight_bytes"]);
   EXPECT_EQ(memory["arena_threads"], 1);
-  EXPECT_EQ(memory["arena_chunk"], 128);
+  EXPECT_EQ(memory["arena_chunk"], 256);
 }
 
 TEST(Inspect, VerifyPassesAGoodFile) {
