@@ -30,8 +30,6 @@
     defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "platforms/simd/planes.h"
 #include "platforms/x86/registers.h"
 
@@ -41,10 +39,10 @@ namespace {
 constexpr size_t kTileTokens = 16;
 constexpr size_t kTileInputs = 64;
 constexpr size_t kTileFloats = kTileTokens * kTileRows;
-constexpr size_t kSpanTiles = 4;                   // tiles of tokens at a time,
-constexpr size_t kLongSpanTiles = 8;               // where a row's weights do not fit in Buffers
-constexpr size_t kPair = 2;                        // row blocks at a time
-constexpr size_t kStepGroups = 2;                  // groups of one tile at a time
+constexpr size_t kSpanTiles = 4;      // tiles of tokens at a time
+constexpr size_t kLongSpanTiles = 8;  // the same where Buffers cannot hold a row's weights
+constexpr size_t kPair = 2;           // row blocks at a time
+constexpr size_t kStepGroups = 2;     // groups of one tile at a time
 constexpr size_t kWeightBytes = size_t{72} << 10;  // unpacked
 static_assert(kWeightBytes >= 2 * kPair * kMaxGroup * kTileRows);
 
@@ -57,6 +55,9 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 static_assert(sizeof(TileConfig) == 64);
+
+// std::min would be a function that kernel units share.
+constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 // The compilers' intrinsics do not say which memory they read.
 ME_INLINE void finish_writes() { __asm__ volatile("" ::: "memory"); }
@@ -283,7 +284,7 @@ struct Place {
 // before: what both cover is computed twice, with the same bits.
 void start_span(const Product& p, Place* at) {
   at->step = 0;
-  at->tiles = std::min((p.tokens - at->token) / kTileTokens, p.span_tiles);
+  at->tiles = smaller((p.tokens - at->token) / kTileTokens, p.span_tiles);
   if (at->tiles > 0) return;
   at->token = p.tokens - kTileTokens;
   at->tiles = 1;
@@ -319,7 +320,7 @@ void multiply_blocks(const Product& p, size_t block, size_t end, Buffers& buffer
   const auto unpack = [&](const Place& at, size_t unit, size_t last) {
     while (unit < last) {
       const size_t r = R > 1 && unit >= row_units ? 1 : 0, first = unit - r * row_units;
-      const size_t n = std::min(last - unit, row_units - first);
+      const size_t n = smaller(last - unit, row_units - first);
       const uint8_t* from = p.w.data + (at.block + r) * p.w.row_block_bytes + scale_bytes +
                             (at.step * row_units + first) * p.unit_bytes;
       p.unpack(from, from + R * p.w.row_block_bytes, n * p.unit_inputs,
