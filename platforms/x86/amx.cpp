@@ -15,10 +15,9 @@
 //   All of a group's work for two row blocks is done before the next group's: weights, inputs and sums
 //   stay in the first cache.
 //   The sums of one product are added, and weights of the next group unpacked, while the next is
-//   computed: in pieces between the tile instructions, as a core that two threads share looks ahead
-//   half as far (measured in the first cache: 65 instead of 83 ns for four products there, 45 instead
-//   of 49 on a core of one's own).
-//   Lines of the output are asked for one group before they are written.
+//   computed, in pieces between the tile instructions (measured in the first cache: 65 instead of 83 ns
+//   for four products while something else slows the core's tile unit to half, 45 instead of 49 else).
+//   Lines of the output are asked for one step before they are written.
 //
 // The float operations on one row and token are those of platforms/simd/kernels_impl.h, in the same
 // order, so tokens have the same bits here and there.
@@ -122,7 +121,7 @@ void unpack(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out) {
 }
 using Unpack = void(const uint8_t* w, const uint8_t* next, size_t inputs, int8_t* out);
 
-// ---- a span: R row blocks times up to 64 tokens ----
+// ---- a span: R row blocks times up to 64 or 128 tokens ----
 
 // Tokens and row blocks are taken step by step through the inputs: a step is one group, or two that
 // are one tile each.
@@ -133,6 +132,7 @@ struct Buffers {
   alignas(64) int32_t products[2][kStepGroups][kPair][kTileFloats];
   alignas(64) float sums[kLongSpanTiles][kTileTokens][kPair][kTileRows];
 };
+static_assert(sizeof(Buffers) <= size_t{112} << 10);  // on the stack of a caller's thread, too
 
 // What all of a call has in common.
 struct Product {
@@ -198,8 +198,6 @@ ME_INLINE void multiply(const Product& p, const int8_t* a, const int8_t* b,
     if constexpr (R > 1) _tile_dpbssd(1, 3, 7);
   } else {
     meanwhile(2);
-  }
-  if constexpr (kTiles == 0) {
     for (size_t i = 1; i < p.tiles; ++i) {
       const int8_t* tile = b + i * p.tile_inputs * kTileRows;
       _tile_loadd(3, a + i * p.tile_inputs, stride);

@@ -1538,24 +1538,39 @@ TEST(KernelTables, AmxIsAvx512Vnni) {
   if (amx == nullptr) GTEST_SKIP() << "no AMX here";
   ASSERT_NE(vnni, nullptr);
   std::mt19937 random(7);
+  const auto compare = [&](WeightType type, size_t group, size_t groups, size_t tokens) {
+    const size_t cols = groups * group;
+    TestMatrix m(type, 80, cols, group, 0.5f);
+    fill_quanta(m, Fill::random, random);
+    for (size_t row = 0; row < 80; ++row) {
+      for (size_t g = 0; g < groups; ++g) {
+        m.set_group_scale(row, g, static_cast<uint16_t>(1 + random() % 0x7bff));
+      }
+    }
+    Quantised x(tokens, cols, group);
+    fill_q(x, Fill::random, tokens, cols, group, random);
+    for (float& v : x.scale) v = std::exp2(static_cast<float>(random() % 100) / 10 - 5);
+    Floats a(tokens * 80), b(tokens * 80);
+    quantised_matmul(*amx, type)(m.m, 0, 5, x.rows, tokens, a.data(), 80);
+    quantised_matmul(*vnni, type)(m.m, 0, 5, x.rows, tokens, b.data(), 80);
+    ASSERT_TRUE(a.same_bits(b)) << type_name(type) << " group " << group << " groups " << groups
+                                << " tokens " << tokens;
+  };
   for (const WeightType type : kQuantisedTypes) {
     for (const size_t least : Sizes{16, 48, 64, 80, 128, 176, 256}) {
       const size_t group = round_up<size_t>(least, properties(type).unit());
-      for (const size_t tokens : Sizes{1, 15, 16, 40, 145}) {
-        TestMatrix m(type, 80, 3 * group, group, 0.5f);
-        fill_quanta(m, Fill::random, random);
-        for (size_t row = 0; row < 80; ++row) {
-          for (size_t g = 0; g < 3; ++g)
-            m.set_group_scale(row, g, static_cast<uint16_t>(1 + random() % 0x7bff));
+      // Odd and even, as groups of one tile go by pairs; one and two, which are first and last at once.
+      for (const size_t groups : Sizes{1, 2, 3, 4}) {
+        for (const size_t tokens : Sizes{1, 15, 16, 40, 145}) {
+          compare(type, group, groups, tokens);
+          if (HasFatalFailure()) return;
         }
-        Quantised x(tokens, 3 * group, group);
-        fill_q(x, Fill::random, tokens, 3 * group, group, random);
-        for (float& v : x.scale) v = std::exp2(static_cast<float>(random() % 100) / 10 - 5);
-        Floats a(tokens * 80), b(tokens * 80);
-        quantised_matmul(*amx, type)(m.m, 0, 5, x.rows, tokens, a.data(), 80);
-        quantised_matmul(*vnni, type)(m.m, 0, 5, x.rows, tokens, b.data(), 80);
-        ASSERT_TRUE(a.same_bits(b))
-            << type_name(type) << " group " << group << " tokens " << tokens;
+      }
+      // More than are unpacked at a time: the row's weights do not fit, or just do (72 KiB).
+      const size_t fit = (size_t{72} << 10) / (2 * group * kTileRows);
+      for (const size_t groups : {fit / 2 * 2, fit + 1, fit + 2}) {
+        compare(type, group, groups, 209);
+        if (HasFatalFailure()) return;
       }
     }
   }
