@@ -65,7 +65,8 @@ typedef struct mamba_edge_model mamba_edge_model;
 typedef struct mamba_edge_session mamba_edge_session;
 
 /* Runs `task(context, i)` once for every i in [0, n), in any order, on any threads, and returns
- * when all are done. At most `n_threads` of the session's options may run at the same time. */
+ * when all are done. At most `n_threads` of the session's options may run at the same time; each
+ * takes up to 128 KiB of stack. */
 typedef void (*mamba_edge_task)(void* context, size_t i);
 typedef void (*mamba_edge_parallel_for)(void* user, size_t n, mamba_edge_task task, void* context);
 
