@@ -98,7 +98,8 @@ ME_INLINE F exp_lanes(const F& x) {
 constexpr float kLog2E = 0x1.715476p+0f;
 
 // 2^(x * a) for x * a <= 0, a third cheaper than exp: the product enters the fraction unrounded, and
-// nothing overflows. Within 1.5 ulp of the power of the exact product; 0 below 2^-125.5, NaN for NaN.
+// nothing overflows. Within 1.5 ulp of the power of the exact product (2 in AVX-512's own form); 0 below
+// 2^-125.5, NaN for NaN.
 template <typename Math, typename F>
 ME_INLINE F decay_lanes(const F& x, const F& a) {
   const auto number = [](float v) { return Math::number(v); };
@@ -159,8 +160,8 @@ namespace mamba_edge {
 namespace {
 
 // What xsimd lacks comes from Arch, on registers: fma(a, b, c), because xsimd's is not fused on
-// all; on AVX-512 raise_or_zero, because it takes one instruction less, and div, which is within 2 ulp
-// for normal divisors, because the exact one takes four times as long. On NEON also what xsimd has, but
+// all; on AVX-512 raise_or_zero and decay, because they take fewer instructions, and div, which is within
+// 2 ulp for normal divisors, because the exact one takes four times as long. On NEON also what xsimd has, but
 // not for a derived architecture (broadcast), only as an estimate (div), or only through tables of
 // functions that would be shared with other units (bits, of_bits).
 template <typename Batch, typename T>
@@ -324,7 +325,13 @@ struct Lanes {
     return make([&](int i) { return exp_lanes<Math>(a.v[i]); });
   }
   static ME_INLINE Lanes decay(const Lanes& x, const Lanes& a) {
-    return make([&](int i) { return decay_lanes<Math>(x.v[i], a.v[i]); });
+    return make([&](int i) -> Batch {
+      if constexpr (requires { Arch::decay(x.v[i], a.v[i]); }) {
+        return Arch::decay(x.v[i], a.v[i]);
+      } else {
+        return decay_lanes<Math>(x.v[i], a.v[i]);
+      }
+    });
   }
   static ME_INLINE Lanes softplus(const Lanes& a) {
     return make([&](int i) { return softplus_lanes<Math>(a.v[i]); });

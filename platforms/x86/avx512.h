@@ -7,12 +7,37 @@
 
 namespace mamba_edge {
 namespace {
+// 2^(i / 32).
+alignas(64) constexpr float kPowers[32] = {
+    0x1.000000p+0f, 0x1.059b0ep+0f, 0x1.0b5586p+0f, 0x1.11301ep+0f, 0x1.172b84p+0f, 0x1.1d4874p+0f,
+    0x1.2387a6p+0f, 0x1.29e9e0p+0f, 0x1.306fe0p+0f, 0x1.371a74p+0f, 0x1.3dea64p+0f, 0x1.44e086p+0f,
+    0x1.4bfdaep+0f, 0x1.5342b6p+0f, 0x1.5ab07ep+0f, 0x1.6247ecp+0f, 0x1.6a09e6p+0f, 0x1.71f75ep+0f,
+    0x1.7a1148p+0f, 0x1.82589ap+0f, 0x1.8ace54p+0f, 0x1.93737cp+0f, 0x1.9c4918p+0f, 0x1.a5503cp+0f,
+    0x1.ae89fap+0f, 0x1.b7f770p+0f, 0x1.c199bep+0f, 0x1.cb720ep+0f, 0x1.d5818ep+0f, 0x1.dfc974p+0f,
+    0x1.ea4afap+0f, 0x1.f50766p+0f};
+
 struct Avx512 : xsimd::avx512bw {
   static ME_INLINE __m512 fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
   static ME_INLINE __m512 raise_or_zero(__m512 p, __m512 shifted, float least) {
     const __mmask16 large = _mm512_cmp_ps_mask(shifted, _mm512_set1_ps(least), _CMP_NLT_US);
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
     return _mm512_castsi512_ps(_mm512_maskz_add_epi32(large, _mm512_castps_si512(p), power));
+  }
+  // As decay_lanes in platforms/simd/lanes.h, with a power of 2^(1/32) from a table that is looked up in
+  // registers, which leaves a polynomial of two terms.
+  static ME_INLINE __m512 decay(__m512 x, __m512 a) {
+    const __m512 round = _mm512_set1_ps(0x1.8p18f);  // a sum with it has a last bit worth 1/32
+    const __m512 shifted = _mm512_fmadd_ps(x, a, round);
+    const __m512 n = _mm512_sub_ps(shifted, round);
+    const __m512 f = _mm512_fmsub_ps(x, a, n);  // |f| <= 1/64
+    const __m512 power = _mm512_permutex2var_ps(
+        _mm512_load_ps(kPowers), _mm512_castps_si512(shifted), _mm512_load_ps(kPowers + kLanes));
+    // (2^f - 1) / f, interpolated at Chebyshev points; less than 2^-24 of 2^f off.
+    const __m512 q =
+        _mm512_fmadd_ps(_mm512_set1_ps(0x1.ebfcccp-3f), f, _mm512_set1_ps(0x1.62e584p-1f));
+    const __m512 p = _mm512_fmadd_ps(_mm512_mul_ps(power, f), q, power);
+    const __mmask16 normal = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-125.5f), _CMP_NLT_US);
+    return _mm512_maskz_scalef_ps(normal, p, n);  // p * 2^floor(n)
   }
   // a / b for normal b > 0, within 2 ulp, by an estimate of 1 / b and one Newton step; 0 for b from 2^126 on,
   // whose inverse is no normal number.

@@ -1132,6 +1132,31 @@ TEST_P(Kernels, Mamba1Scan) {
   }
 }
 
+// The decay alone: dt of 32 is its own softplus, and a state of 1 without input becomes exp(32 * a).
+TEST_P(Kernels, Mamba1ScanDecays) {
+  constexpr float kStep = 32;
+  ScanData s(kScanBlocks, 128, 1);
+  size_t zeros = 0;
+  for (int round = 0; round < 40; ++round) {
+    for (float& v : s.state) v = 1;
+    for (float& v : s.a) v = -uniform(0, round % 4 == 0 ? 0.001f : 2.8f);
+    for (float& v : s.dt) v = kStep;
+    k.mamba1_scan(s.mamba1());
+    for (size_t i = 0; i < s.state.size(); ++i) {
+      const double exponent = double{kStep} * s.a[i], exact = std::exp(exponent);
+      // dt * log2(e) is off by its constant's 0.23 u; without fused multiply-add the product by another u.
+      ASSERT_LE(std::fabs(s.state[i] - exact),
+                exact * (kExp + 1.25 * std::fabs(exponent) * kU) + 0x1p-125)
+          << "exponent " << exponent;
+      if (exponent < -126 * std::log(2.0)) {
+        ++zeros;
+        ASSERT_EQ(s.state[i], 0) << "exponent " << exponent;
+      }
+    }
+  }
+  ASSERT_GT(zeros, 1000U);
+}
+
 TEST_P(Kernels, Mamba1ScanForgetsAndKeeps) {
   // dt so negative that nothing changes; dt so large that nothing is left. No NaN in either.
   ScanData s(1, 16, 2);
