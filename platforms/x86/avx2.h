@@ -7,8 +7,33 @@
 
 namespace mamba_edge {
 namespace {
+// The bits of 2^(i / 8), less i << 20.
+alignas(32) constexpr int32_t kPowers[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                            0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+
 struct Avx2 : xsimd::fma3<xsimd::avx2> {
   static ME_INLINE __m256 fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+
+  // As decay_lanes in platforms/simd/lanes.h, with a power of 2^(1/8) from a table that is looked up in a
+  // register, which leaves a polynomial of three terms.
+  static ME_INLINE __m256 decay(__m256 x, __m256 a) {
+    const __m256 round = _mm256_set1_ps(0x1.8p20f);  // a sum with it has a last bit worth 1/8
+    const __m256 shifted = _mm256_fmadd_ps(x, a, round);
+    const __m256 f = _mm256_fmadd_ps(x, a, _mm256_sub_ps(round, shifted));  // |f| <= 1/16
+    // Three bits of the sum choose the power, and the ones above are an exponent; the table has taken
+    // off what the three add to the power's own bits.
+    const __m256i bits = _mm256_castps_si256(shifted);
+    const __m256i power =
+        _mm256_add_epi32(_mm256_permutevar8x32_epi32(
+                             _mm256_load_si256(reinterpret_cast<const __m256i*>(kPowers)), bits),
+                         _mm256_slli_epi32(bits, 20));
+    const __m256 normal = _mm256_cmp_ps(shifted, _mm256_set1_ps(0x1.8p20f - 125.5f), _CMP_NLT_US);
+    const __m256 s = _mm256_and_ps(_mm256_castsi256_ps(power), normal);
+    // (2^f - 1) / f, the smallest largest error; less than 2^-25 of 2^f off.
+    __m256 q = _mm256_fmadd_ps(_mm256_set1_ps(0x1.c6a004p-5f), f, _mm256_set1_ps(0x1.ec0c32p-3f));
+    q = _mm256_fmadd_ps(q, f, _mm256_set1_ps(0x1.62e432p-1f));
+    return _mm256_fmadd_ps(_mm256_mul_ps(s, f), q, s);
+  }
 };
 }  // namespace
 }  // namespace mamba_edge
