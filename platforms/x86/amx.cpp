@@ -451,11 +451,17 @@ uint64_t peak_i8(size_t rounds) {
   return rounds * 4 * kTileTokens * kTileRows * kTileInputs;
 }
 
+// Fewer tokens are better served by the table of AVX-512 VNNI. In small groups a tile product does little
+// for the additions that follow it.
+constexpr size_t least_tokens(size_t group) {
+  return group < kTileInputs ? 2 * kTileTokens : kTileTokens;
+}
+
 // kKernel: the product's place in the table, for few tokens.
 template <WeightType kType, MatmulQuantised* KernelTable::*kKernel>
 void matmul(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x, size_t tokens,
             float* out, size_t out_stride) {
-  if (tokens < kTileTokens) {
+  if (tokens < least_tokens(w.shape.group)) {
     (avx512vnni_table()->*kKernel)(w, begin, end, x, tokens, out, out_stride);
   } else {
     multiply_tokens(unpack<kType>, Planes<kType>::kInputs, Planes<kType>::kBytes, w, begin, end, x,
