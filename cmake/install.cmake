@@ -15,5 +15,12 @@ install(FILES ${PROJECT_BINARY_DIR}/mamba_edgeConfig.cmake ${PROJECT_BINARY_DIR}
 # The .pc file finds the rest from where it lies itself, so the tree can be moved.
 file(RELATIVE_PATH pc_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
 string(REGEX REPLACE "/$" "" pc_prefix "${pc_prefix}")
+# A program that links the static library needs what that one needs, too.
+set(pc_private ".private")
+set(pc_static "")
+if(NOT BUILD_SHARED_LIBS)
+  set(pc_private "")
+  set(pc_static " -lstdc++ -lm -pthread")
+endif()
 configure_file(cmake/mamba_edge.pc.in ${PROJECT_BINARY_DIR}/mamba_edge.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/mamba_edge.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT library)

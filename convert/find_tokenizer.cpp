@@ -12,6 +12,9 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWithout = "; without it the model takes and gives token ids";
 
+constexpr const char* kBesideIt[] = {"tokenizer_config.json", "special_tokens_map.json",
+                                     "generation_config.json"};
+
 TokenizerFiles read_files(const fs::path& path, const ModelConfig& config) {
   const auto read = [&](const char* name) {
     const fs::path file = path.parent_path() / name;
@@ -23,9 +26,9 @@ TokenizerFiles read_files(const fs::path& path, const ModelConfig& config) {
   files.name = path.string();
   const File file(path);
   files.tokenizer_json = file.read_string(0, file.size());
-  files.tokenizer_config_json = read("tokenizer_config.json");
-  files.special_tokens_map_json = read("special_tokens_map.json");
-  files.generation_config_json = read("generation_config.json");
+  files.tokenizer_config_json = read(kBesideIt[0]);
+  files.special_tokens_map_json = read(kBesideIt[1]);
+  files.generation_config_json = read(kBesideIt[2]);
   files.config_bos = config.bos_token;
   files.config_eos = config.eos_token;
   return files;
@@ -78,6 +81,14 @@ FoundTokenizer find_tokenizer(const Checkpoint& checkpoint, const fs::path& aske
   found.files = read_files(path, *config);
   compile(&found, config);
   return found;
+}
+
+std::vector<fs::path> tokenizer_inputs(const Checkpoint& checkpoint, const fs::path& asked) {
+  fs::path path = asked.empty() ? checkpoint.folder() / "tokenizer.json" : asked;
+  if (fs::is_directory(path)) path /= "tokenizer.json";
+  std::vector<fs::path> inputs = {path};
+  for (const char* name : kBesideIt) inputs.push_back(path.parent_path() / name);
+  return inputs;
 }
 
 }  // namespace mamba_edge::convert

@@ -25,4 +25,8 @@ struct FoundTokenizer {
 FoundTokenizer find_tokenizer(const Checkpoint& checkpoint, const std::filesystem::path& asked,
                               ModelConfig* config);
 
+// The files that find_tokenizer may read.
+std::vector<std::filesystem::path> tokenizer_inputs(const Checkpoint& checkpoint,
+                                                    const std::filesystem::path& asked);
+
 }  // namespace mamba_edge::convert

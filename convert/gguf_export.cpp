@@ -277,15 +277,10 @@ class Exporter {
   }
 
   void spare_inputs() const {
-    std::vector<std::filesystem::path> inputs = {report_.config_file, o_.tokenizer,
-                                                 checkpoint_->folder() / "tokenizer.json"};
+    std::vector<std::filesystem::path> inputs = tokenizer_inputs(*checkpoint_, o_.tokenizer);
+    inputs.push_back(report_.config_file);
     for (const SourceFile& file : checkpoint_->files()) inputs.push_back(file.path);
-    for (const std::filesystem::path& input : inputs) {
-      std::error_code ignored;
-      if (std::filesystem::equivalent(input, o_.output, ignored)) {
-        throw Error(o_.output.string() + ": cannot write: it is read for this conversion");
-      }
-    }
+    refuse_to_replace(o_.output, inputs, "read for this conversion");
   }
 
   // The folder's name: of a checkpoint that is a file, the file's.
@@ -334,7 +329,16 @@ class Exporter {
   }
 
   void put_tokenizer(Header* header) const {
-    if (!tokenizer_) return header->entry("tokenizer.ggml.model", "none");
+    const ModelConfig& config = report_.config;
+    const auto id = [&](const char* key, int64_t value) {
+      if (value >= 0) header->entry(key, static_cast<uint32_t>(value));
+    };
+    if (!tokenizer_) {
+      header->entry("tokenizer.ggml.model", "none");
+      id(gguf_key::kBos, config.bos_token);
+      id(gguf_key::kEos, config.eos_token);
+      return;
+    }
     const GgufTokenizer& t = *tokenizer_;
     header->entry("tokenizer.ggml.model", t.model);
     header->entry("tokenizer.ggml.pre", t.pre);
@@ -342,10 +346,6 @@ class Exporter {
     if (!t.scores.empty()) header->entry("tokenizer.ggml.scores", t.scores);
     header->entry("tokenizer.ggml.token_type", t.types);
     if (t.model == "gpt2") header->entry("tokenizer.ggml.merges", t.merges);
-    const ModelConfig& config = report_.config;
-    const auto id = [&](const char* key, int64_t value) {
-      if (value >= 0) header->entry(key, static_cast<uint32_t>(value));
-    };
     id(gguf_key::kBos, config.bos_token);
     id(gguf_key::kEos, config.eos_token);
     id("tokenizer.ggml.unknown_token_id", t.unknown ? int64_t{*t.unknown} : -1);

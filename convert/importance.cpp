@@ -37,6 +37,10 @@ ImportanceFile::ImportanceFile(const std::filesystem::path& path,
     return;
   }
   file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  // A complete one need only be read.
+  if (file_ < 0 && (errno == EACCES || errno == EROFS)) {
+    file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  }
   if (file_ < 0) fail("cannot open");
   try {
     read_records();

@@ -14,6 +14,20 @@
 
 namespace mamba_edge::convert {
 
+void refuse_to_replace(const std::filesystem::path& output,
+                       const std::vector<std::filesystem::path>& others, const char* what) {
+  if (output.empty()) return;
+  for (const std::filesystem::path& other : others) {
+    std::error_code ignored;
+    if (other.empty()) continue;
+    if (std::filesystem::equivalent(other, output, ignored) ||
+        std::filesystem::weakly_canonical(other, ignored) ==
+            std::filesystem::weakly_canonical(output, ignored)) {
+      throw Error(output.string() + ": cannot write: it is " + what);
+    }
+  }
+}
+
 OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)) { open_temporary(); }
 
 OutputFile::~OutputFile() { forget(); }
@@ -26,6 +40,10 @@ void OutputFile::fail(const char* what, int error) const {
 // that, the file gets a temporary name beside its own.
 void OutputFile::open_temporary() {
   std::error_code error;
+  if (std::filesystem::is_symlink(path_, error)) {  // what it points to is replaced
+    path_ = std::filesystem::weakly_canonical(path_, error);
+    if (error) fail("write", error.value());
+  }
   const std::filesystem::file_status old = std::filesystem::status(path_, error);
   if (std::filesystem::is_directory(old)) fail("write", EISDIR);
   if (path_.empty()) throw Error("cannot write the output: its name is empty");
@@ -37,13 +55,13 @@ void OutputFile::open_temporary() {
     throw Error(path_.string() + ": cannot write: there is no folder " + folder.string());
   }
 #ifdef O_TMPFILE
-  descriptor_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0644);
+  descriptor_ = ::open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
   if (descriptor_ >= 0) return;
   if (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT && errno != EINVAL)
     fail("write", errno);
 #endif
   const int refused = name_temporary([&](const char* name) {
-    descriptor_ = ::open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    descriptor_ = ::open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     return descriptor_ >= 0 ? 0 : errno;
   });
   if (refused != 0) fail("write", refused);
@@ -75,6 +93,11 @@ void OutputFile::forget() {
 }
 
 void OutputFile::publish() {
+  struct stat old = {};
+  if (::stat(path_.c_str(), &old) == 0) {
+    (void)::fchmod(descriptor_,
+                   old.st_mode & 0777);  // best effort: some file systems have no modes
+  }
   if (::fsync(descriptor_) != 0) fail("sync", errno);
   if (temporary_.empty()) {
     // A file without a name can only be linked to a name that is free. If there is an old file,

@@ -9,12 +9,19 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <vector>
 
 namespace mamba_edge::convert {
 
+// Throws Error where `output` is one of the other files of a conversion, by whatever name, or would be, once
+// it is there: "cannot write: it is <what>". Empty paths are none.
+void refuse_to_replace(const std::filesystem::path& output,
+                       const std::vector<std::filesystem::path>& others, const char* what);
+
 class OutputFile {
  public:
-  // Refuses an empty name, a missing folder, and an old file that is not a regular one.
+  // The file gets the mode of the old one, or what the umask leaves; a symbolic link stays, and what it
+  // points to is replaced. Refuses an empty name, a missing folder, and an old file that is not a regular one.
   explicit OutputFile(std::filesystem::path path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;

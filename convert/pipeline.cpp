@@ -159,16 +159,13 @@ class Converter {
 
   // The output would take the place of what it is made from.
   void spare_inputs() const {
-    std::vector<std::filesystem::path> inputs = {report_.config_file, o_.tokenizer,
-                                                 checkpoint_->folder() / "tokenizer.json",
-                                                 o_.calibration, o_.importance};
+    constexpr const char* kRead = "read for this conversion";
+    std::vector<std::filesystem::path> inputs = tokenizer_inputs(*checkpoint_, o_.tokenizer);
+    inputs.insert(inputs.end(), {report_.config_file, o_.calibration, o_.importance});
     for (const SourceFile& file : checkpoint_->files()) inputs.push_back(file.path);
-    for (const std::filesystem::path& input : inputs) {
-      std::error_code ignored;
-      if (std::filesystem::equivalent(input, o_.output, ignored)) {
-        throw Error(o_.output.string() + ": cannot write: it is read for this conversion");
-      }
-    }
+    refuse_to_replace(o_.output, inputs, kRead);
+    refuse_to_replace(o_.also_written, inputs, kRead);
+    refuse_to_replace(o_.also_written, {o_.output}, "the output of this conversion");
   }
 
   // Everything, under the types that have been chosen; the file is complete but has no name yet.

@@ -24,6 +24,8 @@ constexpr size_t kFewestCalibrationTokens = 2048;
 struct Options {
   std::filesystem::path input;   // a folder or a file, as Checkpoint::open takes it
   std::filesystem::path output;  // the container
+  // Another file that the caller writes for this conversion: refused where it is one of the others.
+  std::filesystem::path also_written;
   WeightType type = WeightType::int8;
   // Instead of `type`: every matrix gets the type, and the group, with which the model loses least
   // within a budget. One of the two is given: bytes of the file, or packed bits per weight.

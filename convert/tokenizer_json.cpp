@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -1059,26 +1060,30 @@ class Compiler {
     return it->second;
   }
 
+  // A file beside tokenizer.json.
+  std::string beside(const char* name) const {
+    return std::filesystem::path(files_.name).replace_filename(name).string();
+  }
+
   uint32_t named_token(const char* token_key, const char* id_key, int32_t from_config) const {
-    const std::pair<const char*, const std::string*> named[] = {
-        {"tokenizer_config.json", &files_.tokenizer_config_json},
-        {"special_tokens_map.json", &files_.special_tokens_map_json}};
+    const std::pair<std::string, const std::string*> named[] = {
+        {beside("tokenizer_config.json"), &files_.tokenizer_config_json},
+        {beside("special_tokens_map.json"), &files_.special_tokens_map_json}};
     for (const auto& [file, text] : named) {
       if (text->empty()) continue;
       const json parsed = parse_python_json(*text, file);
-      if (!parsed.is_object()) throw Error(std::string(file) + ": expected an object");
+      if (!parsed.is_object()) throw Error(file + ": expected an object");
       const json* value = &get(parsed, token_key);
       if (value->is_object()) value = &get(*value, "content");
       if (value->is_null()) continue;
       if (!value->is_string())
-        throw Error(std::string(file) + ": " + token_key + " is " + shortened(*value) +
-                    ", expected a string");
+        throw Error(file + ": " + token_key + " is " + shortened(*value) + ", expected a string");
       if (const auto id = id_of(value->get<std::string>())) return *id;
     }
     if (!files_.generation_config_json.empty()) {
-      const json parsed =
-          parse_python_json(files_.generation_config_json, "generation_config.json");
-      if (!parsed.is_object()) throw Error("generation_config.json: expected an object");
+      const std::string file = beside("generation_config.json");
+      const json parsed = parse_python_json(files_.generation_config_json, file);
+      if (!parsed.is_object()) throw Error(file + ": expected an object");
       const json* value = &get(parsed, id_key);
       if (value->is_array() && !value->empty()) value = &(*value)[0];
       if (value->is_number_unsigned() && value->get<uint64_t>() < tokens_.size())

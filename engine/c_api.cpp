@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "engine/include/mamba_edge.h"
 #include "engine/model.h"
@@ -44,10 +45,18 @@ mamba_edge_status null_argument(const char* name, mamba_edge_error* error) {
 
 Status convert(const mamba_edge_session_options* from, SessionOptions* to) {
   if (from != nullptr) {
+    const std::pair<const char*, int64_t> given[] = {
+        {"chunk", from->chunk}, {"batch", from->batch}, {"state_type", from->state_type}};
+    for (const auto& [name, value] : given) {
+      if (value < 0) {
+        return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "%s is %lld; expected 0 or more", name,
+                             static_cast<long long>(value));
+      }
+    }
     if (from->n_threads != 0) to->n_threads = from->n_threads;
-    if (from->chunk != 0) to->chunk = from->chunk < 0 ? 0 : static_cast<uint32_t>(from->chunk);
+    if (from->chunk != 0) to->chunk = static_cast<uint32_t>(from->chunk);
     to->state = static_cast<mamba_edge::StateType>(from->state_type);
-    to->batch = from->batch < 0 ? UINT32_MAX : static_cast<uint32_t>(from->batch);
+    to->batch = static_cast<uint32_t>(from->batch);
     to->parallel_for = from->parallel_for;
     to->parallel_for_user = from->parallel_for_user;
   }

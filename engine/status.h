@@ -16,8 +16,8 @@ class [[nodiscard]] Status {
  public:
   Status() = default;  // success
 
-  // A failure; `format` and its arguments as for printf, cut at kMessageBytes - 1 bytes (never
-  // inside a UTF-8 sequence).
+  // A failure; `format` and its arguments as for printf. Of a message of more than
+  // kMessageBytes - 1 bytes the middle becomes "..." (never inside a UTF-8 sequence).
   static Status error(mamba_edge_status code, const char* format, ...)
       __attribute__((format(printf, 2, 3)));
 

@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <set>
 #include <thread>
@@ -315,6 +316,22 @@ void OutputFile::commit() {
   if (temporary_.empty()) return;
   if (rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename the finished file to", errno);
   temporary_.clear();
+}
+
+void check_output(const std::string& path, const std::vector<std::string>& others) {
+  std::error_code ignored;
+  for (const std::string& other : others) {
+    if (path == "-" ? other == "-"
+                    : path == other || std::filesystem::equivalent(path, other, ignored)) {
+      throw Error("cannot write '" + path + "': it is also " + file_label(other));
+    }
+  }
+  // A pipe's reader would notice.
+  const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  if (path != "-" &&
+      (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status))) {
+    const OutputFile probe(path);
+  }
 }
 
 // ---- npy

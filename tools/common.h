@@ -119,6 +119,9 @@ class OutputFile {
   int file_ = -1;
 };
 
+// Throws what writing `path` would, before hours of work, and Error where it is one of `others`.
+void check_output(const std::string& path, const std::vector<std::string>& others);
+
 // numpy's .npy. Reads versions 1.0 to 3.0, C order only; writes 1.0.
 struct NpyArray {
   std::string dtype;  // as in the header: "<f4", "<i8", "|u1"

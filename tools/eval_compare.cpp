@@ -291,6 +291,12 @@ Row describe(const std::string& file, const std::vector<std::string>& files) {
 int run_compare(const CompareOptions& options) {
   check_text_options(options.text);
   if (options.json && options.svg == "-") throw UsageError("--json and --svg - both need stdout");
+  if (options.svg) {
+    std::vector<std::string> inputs = options.files;
+    inputs.push_back(options.reference);
+    if (options.others && *options.others != "-") inputs.push_back(*options.others);
+    check_output(*options.svg, inputs);
+  }
   std::vector<Row> rows;
   if (options.others) rows = read_others(*options.others);
   for (const std::string& file : options.files) rows.push_back(describe(file, options.files));
@@ -319,6 +325,18 @@ int run_compare(const CompareOptions& options) {
   std::stable_sort(rows.begin(), rows.end(),
                    [](const Row& a, const Row& b) { return a.bytes < b.bytes; });
 
+  if (options.json) {
+    Json json = {{"reference", reference.path()}, {"text", text.source},
+                 {"state", options.engine.state}, {"reference_state", options.reference_state},
+                 {"tokens", text.n_scored()},     {"ppl_reference", ppl_reference}};
+    json.update(rows_json(rows, options.speed));
+    write_stdout(dump(json) + "\n");
+  } else if (options.svg != "-") {
+    char line[160];
+    std::snprintf(line, sizeof line, "%zu tokens, perplexity of the reference %.6f\n\n",
+                  text.n_scored(), ppl_reference);
+    write_stdout(line + format_table(rows, options.speed));
+  }
   if (options.svg) {
     std::vector<Point> points;
     for (const Row& row : rows) points.push_back({row.name, row.bytes, row.kl, row.path.empty()});
@@ -335,18 +353,6 @@ int run_compare(const CompareOptions& options) {
     OutputFile output(*options.svg);
     output.write(svg.data(), svg.size());
     output.commit();
-  }
-  if (options.json) {
-    Json json = {{"reference", reference.path()}, {"text", text.source},
-                 {"state", options.engine.state}, {"reference_state", options.reference_state},
-                 {"tokens", text.n_scored()},     {"ppl_reference", ppl_reference}};
-    json.update(rows_json(rows, options.speed));
-    write_stdout(dump(json) + "\n");
-  } else if (options.svg != "-") {
-    char line[160];
-    std::snprintf(line, sizeof line, "%zu tokens, perplexity of the reference %.6f\n\n",
-                  text.n_scored(), ppl_reference);
-    write_stdout(line + format_table(rows, options.speed));
   }
   return kExitOk;
 }

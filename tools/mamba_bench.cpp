@@ -3,9 +3,12 @@
 // In every round the program reads all the weights, with the same threads and from the same pages as
 // the engine, and then runs the engine; so the limit and what is measured against it come from the
 // same minutes.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -216,6 +219,11 @@ class Bench {
   explicit Bench(const Options& options) : o_(options) {}
 
   std::vector<Row> run() {
+    for (const std::string& file : o_.files) {
+      if (::access(file.c_str(), R_OK) != 0) {
+        throw Error(file + ": cannot open: " + std::strerror(errno));
+      }
+    }
     for (const std::string& file : o_.files) {
       for (const std::string& isa : o_.isas) {
         const double started = now_seconds();
@@ -565,6 +573,11 @@ int run(int argc, char** argv) {
   if (!parse_options(app, argc, argv)) return kExitOk;
   if (options.files.empty() == options.synthetic.empty()) {
     throw UsageError("expected either -m FILE or --synthetic NAME");
+  }
+  for (const char* option : {"--type", "--group-size"}) {
+    if (!options.files.empty() && app.count(option) > 0) {
+      throw UsageError(std::string(option) + " is for --synthetic; a file has its own");
+    }
   }
   if (options.prompt == 0 && options.generate == 0) {
     throw UsageError("-p 0 and -n 0: nothing to measure");

@@ -91,6 +91,14 @@ int run_logits(const LogitsOptions& options) {
       throw Error(file_label(*options.tokens_file) +
                   " has no token ids; at least one was expected");
   }
+  std::vector<std::string> files = {options.engine.model};
+  if (options.tokens_file && *options.tokens_file != "-") files.push_back(*options.tokens_file);
+  for (const std::optional<std::string>& output :
+       {std::optional(options.output), options.conv_file, options.ssm_file}) {
+    if (!output) continue;
+    check_output(*output, files);
+    files.push_back(*output);
+  }
   const Model model(options.engine);
   const std::vector<int32_t> tokens = model.check_ids(ids, "token");
   Session session(model, options.engine);

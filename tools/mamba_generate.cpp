@@ -293,21 +293,21 @@ void print_stats(const Model& model, Session& session, const Options& options,
                                 ? std::string("ended by ") + name(first.reason)
                                 : "in " + std::to_string(replies.size()) + " continuations";
   char text[640];
-  std::snprintf(text, sizeof text,
-                "model    %s, %s parameters, kernels %s, %d thread%s, loaded in %.3f s\n"
-                "prompt   %zu tokens in %.3f s, %.1f tokens/s\n"
-                "decode   %zu tokens in %.3f s, %.1f tokens/s, %s\n"
-                "memory   weights %s (%s of them mapped), session %s, state %s, peak resident %s\n"
-                "seed     %llu\n",
-                info.architecture, format_count(static_cast<uint64_t>(info.n_parameters)).c_str(),
-                info.isa, session.n_threads(), session.n_threads() == 1 ? "" : "s", load_seconds,
-                first.prompt_tokens.size(), first.prompt_seconds, first.prompt_rate(), tokens,
-                first.decode_seconds, Reply::rate(static_cast<double>(steps), first.decode_seconds),
-                ended.c_str(), format_bytes(info.weight_bytes).c_str(),
-                format_bytes(info.mapped_bytes).c_str(), format_bytes(session_bytes).c_str(),
-                format_bytes(mamba_edge_state_bytes(model.get())).c_str(),
-                format_bytes(peak_resident_bytes()).c_str(),
-                static_cast<unsigned long long>(options.seed));
+  std::snprintf(
+      text, sizeof text,
+      "model    %s, %s parameters, kernels %s, %d thread%s, loaded in %.3f s\n"
+      "prompt   %zu tokens in %.3f s, %.1f tokens/s\n"
+      "decode   %zu tokens in %.3f s, %.1f tokens/s, %s\n"
+      "memory   weights %s (%s of them mapped), session %s, saved state %s, peak resident %s\n"
+      "seed     %llu\n",
+      info.architecture, format_count(static_cast<uint64_t>(info.n_parameters)).c_str(), info.isa,
+      session.n_threads(), session.n_threads() == 1 ? "" : "s", load_seconds,
+      first.prompt_tokens.size(), first.prompt_seconds, first.prompt_rate(), tokens,
+      first.decode_seconds, Reply::rate(static_cast<double>(steps), first.decode_seconds),
+      ended.c_str(), format_bytes(info.weight_bytes).c_str(),
+      format_bytes(info.mapped_bytes).c_str(), format_bytes(session_bytes).c_str(),
+      format_bytes(mamba_edge_state_bytes(model.get())).c_str(),
+      format_bytes(peak_resident_bytes()).c_str(), static_cast<unsigned long long>(options.seed));
   write_stderr(text);
 }
 

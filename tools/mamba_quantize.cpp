@@ -353,8 +353,8 @@ int run(int argc, char** argv) {
   o.allow_nonfinite = allow_nonfinite;
   convert::Report report;
   if (to == "gguf") {
-    for (const char* option :
-         {"--calibration", "--importance", "--target-size", "--target-bpw", "--report-svg"}) {
+    for (const char* option : {"--calibration", "--calibration-tokens", "--importance",
+                               "--target-size", "--target-bpw", "--report-svg"}) {
       if (app.count(option) > 0) {
         throw UsageError(std::string(option) + " is for containers, not for --to gguf");
       }
@@ -405,8 +405,14 @@ int run(int argc, char** argv) {
   o.importance = importance;
   o.calibration_tokens = static_cast<size_t>(calibration_tokens);
   o.make_forward = make_forward;
-  if (!calibration.empty() || !importance.empty()) check_calibration(o, app);
+  if (!calibration.empty() || !importance.empty()) {
+    check_calibration(o, app);
+  } else if (app.count("--calibration-tokens") > 0) {
+    throw UsageError("--calibration-tokens needs the text: --calibration FILE");
+  }
   o.recipe = recipe(o);
+  o.also_written = report_svg;
+  if (!report_svg.empty()) check_output(report_svg, {});
   {
     std::optional<Progress> progress;
     std::string stage;
@@ -417,8 +423,8 @@ int run(int argc, char** argv) {
     };
     report = convert::convert_checkpoint(o);
   }
-  if (!report_svg.empty()) write_svg(report, report_svg);
   show(o, report, json, verbose);
+  if (!report_svg.empty()) write_svg(report, report_svg);
   return kExitOk;
 }
 
