@@ -321,8 +321,8 @@ void OutputFile::commit() {
 void check_output(const std::string& path, const std::vector<std::string>& others) {
   std::error_code ignored;
   for (const std::string& other : others) {
-    if (path == "-" ? other == "-"
-                    : path == other || std::filesystem::equivalent(path, other, ignored)) {
+    if (path == "-" && other == "-") throw Error("cannot write two files to standard output");
+    if (path == other || std::filesystem::equivalent(path, other, ignored)) {
       throw Error("cannot write '" + path + "': it is also " + file_label(other));
     }
   }

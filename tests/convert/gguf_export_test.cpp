@@ -95,9 +95,9 @@ TEST_P(RoundTrip, SameContainer) {
             fs::exists(input / "tokenizer.json") || fs::exists(input / "model.gguf"));
   if (report.has_tokenizer) {
     EXPECT_EQ(a.n_vocab_used, b.n_vocab_used);
-    EXPECT_EQ(a.bos_token, b.bos_token);
-    EXPECT_EQ(a.eos_token, b.eos_token);
   }
+  EXPECT_EQ(a.bos_token, b.bos_token);
+  EXPECT_EQ(a.eos_token, b.eos_token);
   // And once more: a GGUF file of a GGUF file.
   const Report again = to_gguf(folder.path() / "model.gguf", folder.path() / "again.gguf");
   expect_same_tensors(direct,

@@ -663,6 +663,43 @@ TEST(CApiArguments, UnknownStateType) {
   EXPECT_EQ(session, nullptr);
 }
 
+TEST(CApiArguments, NegativeOptionsAreNamedAsTheyWereGiven) {
+  const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
+  mamba_edge_session* session = nullptr;
+  mamba_edge_error error;
+  const std::pair<const char*, int32_t Options::*> members[] = {
+      {"chunk is -3", &Options::chunk},
+      {"batch is -3", &Options::batch},
+      {"state_type is -3", &Options::state_type}};
+  for (const auto& [says, member] : members) {
+    Options options = kDefaults;
+    options.*member = -3;
+    EXPECT_EQ(mamba_edge_session_create(model.get(), &options, nullptr, 0, &session, &error),
+              MAMBA_EDGE_INVALID_ARGUMENT);
+    EXPECT_NE(std::string(error.message).find(says), std::string::npos) << error.message;
+  }
+}
+
+// A long path takes its own middle, not the reason, from the message.
+TEST(CApiArguments, MessagesKeepTheirEnds) {
+  mamba_edge_model* model = nullptr;
+  mamba_edge_error error;
+  std::string path = "/begins/";
+  while (path.size() < 3000) path += "sch\u00f6n/";
+  path += "absent.mamba";
+  EXPECT_NE(mamba_edge_model_open(path.c_str(), nullptr, &model, &error), MAMBA_EDGE_OK);
+  const std::string message = error.message;
+  EXPECT_TRUE(message.starts_with("/begins/sch")) << message;
+  EXPECT_NE(message.find("..."), std::string::npos) << message;
+  EXPECT_NE(message.find("/absent.mamba: "), std::string::npos) << message;
+  // No part of a character is left: a byte that continues one follows a byte that begins it.
+  for (size_t i = 0; i < message.size(); ++i) {
+    const bool begins = message[i] == '\xc3', continues = message[i] == '\xb6';
+    EXPECT_TRUE(!begins || message[i + 1] == '\xb6') << i;
+    EXPECT_TRUE(!continues || message[i - 1] == '\xc3') << i;
+  }
+}
+
 TEST(CApiArguments, BatchesThatAreRefusedChangeNothing) {
   const ModelPtr model = open_model(small_mamba2(), WeightType::int8);
   const ModelPtr stranger = open_model(small_mamba2(), WeightType::int8, 9);

@@ -294,6 +294,8 @@ TEST(Bench, WrongUsageNamesTheFlag) {
       {{"--synthetic", "mamba-130m", "--type", "int7"}, {"--type", "int7", "int4"}},
       {{"--synthetic", "mamba-130m", "--group-size", "20"}, {"--group-size", "20", "16"}},
       {{"--synthetic", "mamba-130m", "--group-size", "512"}, {"--group-size", "512"}},
+      {{"-m", model, "--type", "int4"}, {"--type", "--synthetic"}},
+      {{"-m", model, "--group-size", "32"}, {"--group-size", "--synthetic"}},
       {{"-m", model, "--isa", "abacus"}, {"--isa", "'abacus'", "generic"}},
       {{"-m", model, "--isa", "generic,abacus"}, {"--isa", "'abacus'"}},
       {{"-m", model, "--state", "fp8"}, {"--state", "fp8", "fp32, fp16 or int8"}},
@@ -329,6 +331,11 @@ TEST(Bench, FilesThatCannotBeReadAreNamed) {
     EXPECT_NE(result.err.find(path), std::string::npos) << result.err;
     EXPECT_EQ(lines(result.err), 1u) << result.err;
   }
+  // Before the files that can be are measured.
+  const Result result = bench({"-m", tiny_int8("mamba1-tiny") + "," + (folder / "missing.mamba"),
+                               "-p", "0", "-n", "1", "-r", "10000"});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_NE(result.err.find("missing.mamba: cannot open"), std::string::npos) << result.err;
 }
 
 TEST(Bench, MakesModelsOfPublishedSizes) {

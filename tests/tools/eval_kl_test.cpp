@@ -591,6 +591,21 @@ TEST(EvalCompare, RefusesBadInput) {
   expect_failure(compare({"--svg", folder / "missing/picture.svg"}), 1, "missing/picture.svg");
   expect_failure(compare({"--others-name", "a peer"}), 2, "--others");
   expect_failure(compare({"--svg", "-", "--json"}), 2, "both need stdout");
+  const std::string model = folder / "model.mamba", bytes = read_bytes(tiny("mamba1-tiny"));
+  write_bytes(model, bytes);
+  expect_failure(execute({"mamba-eval", "compare", model, "--reference", tiny("mamba1-tiny"), "-f",
+                          text, "--limit", "5", "--svg", model}),
+                 1, "cannot write '" + model + "'");
+  for (const char* output : {"-o", "--final-conv-state", "--final-ssm-state"}) {
+    std::vector<std::string> arguments = {"mamba-eval", "logits", "-m", model, "--tokens", "1"};
+    if (output != std::string("-o")) arguments.insert(arguments.end(), {"-o", folder / "x.npy"});
+    arguments.insert(arguments.end(), {output, model});
+    expect_failure(execute(arguments), 1, "cannot write '" + model + "'");
+  }
+  expect_failure(execute({"mamba-eval", "logits", "-m", model, "--tokens", "1", "-o", "-",
+                          "--final-conv-state", "-"}),
+                 1, "two files to standard output");
+  EXPECT_TRUE(read_bytes(model) == bytes);
   // A file that is not there is noticed before the others are measured.
   const auto two = [&](const std::string& file) {
     return eval({"compare", fp32, file, "--reference", fp32, "-f", text});

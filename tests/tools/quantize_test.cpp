@@ -2,6 +2,7 @@
 // much memory it takes.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
@@ -168,6 +169,37 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
   ASSERT_NE(before, "");
   refused(folder / "checkpoint", weights, "it is read for this conversion");
   EXPECT_EQ(read_bytes(weights), before);
+  // What stands beside the tokenizer is read, too; and a file cannot be two things.
+  const std::string beside = folder / "checkpoint/generation_config.json";
+  write_bytes(beside, "{}");
+  refused(folder / "checkpoint", beside, "it is read for this conversion");
+  EXPECT_EQ(read_bytes(beside), "{}");
+  refused(kSmall, out, "it is read for this conversion",
+          {"--type", "int4", "--importance", out, "--calibration", source("models/valid.txt")});
+  const auto with_report = [](const std::string& path) {
+    return std::vector<std::string>{"--type", "auto", "--target-bpw", "6", "--report-svg", path};
+  };
+  refused(kSmall, out, "it is the output", with_report(out));
+  refused(folder / "checkpoint", out, "it is read for this conversion", with_report(weights));
+  EXPECT_EQ(read_bytes(weights), before);
+  refused(kSmall, out, "absent/plot.svg", with_report(folder / "absent/plot.svg"));
+}
+
+TEST(Quantize, KeepsModesAndLinks) {
+  const TemporaryFolder folder;
+  const std::string out = folder / "model.mamba", link = folder / "link.mamba";
+  const mode_t mask = umask(027);
+  const Result first = quantize(kSmall, out);
+  umask(mask);
+  ASSERT_EQ(first.status, 0) << first.err;
+  EXPECT_EQ(fs::status(out).permissions(), static_cast<fs::perms>(0640));
+  fs::permissions(out, static_cast<fs::perms>(0600));
+  fs::create_symlink("model.mamba", link);
+  const std::string before = read_bytes(out);
+  ASSERT_EQ(quantize(kSmall, link, {"--type", "int4"}).status, 0);
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_NE(read_bytes(out), before);
+  EXPECT_EQ(fs::status(out).permissions(), static_cast<fs::perms>(0600));
 }
 
 // A report that nobody can take is no success, but the file is complete.
