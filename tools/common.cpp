@@ -681,7 +681,7 @@ CLI::Option* add_integer(CLI::App& app, const char* names, int64_t& value, int64
   };
   return app.add_option_function<std::string>(names, parse, help)
       ->type_name("N")
-      ->default_str(std::to_string(value));
+      ->default_str(value < min || value > max ? "" : std::to_string(value));
 }
 
 CLI::Option* add_real(CLI::App& app, const char* names, double& value, double min, double max,
@@ -704,7 +704,7 @@ CLI::Option* add_real(CLI::App& app, const char* names, double& value, double mi
   };
   return app.add_option_function<std::string>(names, parse, help)
       ->type_name("X")
-      ->default_str(shown(value));
+      ->default_str(value < min || value > max ? "" : shown(value));
 }
 
 constexpr std::array kMatrixTypes = {WeightType::int8, WeightType::int6, WeightType::int5,
@@ -746,7 +746,7 @@ void add_engine_options(CLI::App& app, EngineOptions& options) {
 }
 
 void add_compute_options(CLI::App& app, EngineOptions& options) {
-  add_integer(app, "-t,--threads", options.threads, 1, 512,
+  add_integer(app, "-t,--threads", options.threads, 1, 256,
               "Threads that compute (default: the physical cores)")
       ->default_str("");
   const std::string chunk =

@@ -334,7 +334,7 @@ int run(int argc, char** argv) {
               "compression of the file, 1 to 22 (default 3)");
   app.add_flag("--store", store,
                "keep tensors raw in the file: it is mapped and starts at once, but is larger");
-  add_integer(app, "-t,--threads", threads, 1, 256, "threads (default: all cores)");
+  add_integer(app, "-t,--threads", threads, 1, 256, "threads (default: the physical cores)");
   app.add_flag("--allow-nonfinite", allow_nonfinite, "accept NaN and infinities in weights");
   app.add_flag("--json", json, "print the report as JSON on stdout");
   app.add_flag("-v,--verbose", verbose, "show the error of every tensor");
