@@ -352,6 +352,8 @@ int run(int argc, char** argv) {
   o.tokenizer = tokenizer;
   o.allow_nonfinite = allow_nonfinite;
   convert::Report report;
+  // Where the file system has no files without a name, an unfinished one would be left behind.
+  catch_interrupts();
   if (to == "gguf") {
     for (const char* option : {"--calibration", "--calibration-tokens", "--importance",
                                "--target-size", "--target-bpw", "--report-svg"}) {
@@ -362,7 +364,10 @@ int run(int argc, char** argv) {
     convert::GgufOptions gguf = gguf_options(app, o, &o.recipe);
     {
       Progress progress("converting", 1000);
-      gguf.progress = [&](double done) { progress.update(static_cast<uint64_t>(done * 1000)); };
+      gguf.progress = [&](double done) {
+        throw_if_interrupted();
+        progress.update(static_cast<uint64_t>(done * 1000));
+      };
       report = convert::export_gguf(gguf);
     }
     show(o, report, json, verbose);
@@ -417,6 +422,7 @@ int run(int argc, char** argv) {
     std::optional<Progress> progress;
     std::string stage;
     o.progress = [&](const char* what, double done) {
+      throw_if_interrupted();
       if (stage != what) progress.emplace(what, 1000);
       stage = what;
       progress->update(static_cast<uint64_t>(done * 1000));

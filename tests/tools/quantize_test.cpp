@@ -3,13 +3,16 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "tests/convert/no_tmpfile.h"
 #include "tests/tools/programs.h"
 
 namespace mamba_edge::test {
@@ -183,6 +186,38 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
   refused(folder / "checkpoint", out, "it is read for this conversion", with_report(weights));
   EXPECT_EQ(read_bytes(weights), before);
   refused(kSmall, out, "absent/plot.svg", with_report(folder / "absent/plot.svg"));
+}
+
+// Where every file has a name from the start, an interrupted conversion takes its own away.
+TEST(Quantize, AnInterruptionLeavesNothing) {
+  const TemporaryFolder folder;
+  Invocation run;
+  run.arguments = {"mamba-quantize",
+                   source("models/mamba2-tiny"),
+                   "-o",
+                   folder / "model.mamba",
+                   "--type",
+                   "fp32",
+                   "--zstd-level",
+                   "22",
+                   "-t",
+                   "1"};
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (!refuse_nameless_files()) _exit(77);
+    become(run);
+  }
+  bool sent = false;
+  int status = 0;
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    if (!sent && folder.files() > 0) sent = kill(child, SIGINT) == 0;
+    usleep(1000);
+  }
+  if (exit_status(status) == 77) GTEST_SKIP() << "the system takes no filters";
+  ASSERT_TRUE(sent);
+  EXPECT_EQ(exit_status(status), 130);
+  EXPECT_EQ(folder.files(), 0U);
 }
 
 TEST(Quantize, KeepsModesAndLinks) {
