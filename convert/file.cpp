@@ -25,7 +25,7 @@ Error failed(const std::filesystem::path& path, const char* verb, int error_numb
 
 File::File(const std::filesystem::path& path) : path_(path) {
   do {
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // waits for no pipe
   } while (descriptor_ < 0 && errno == EINTR);
   if (descriptor_ < 0) throw failed(path, "open it", errno);
 

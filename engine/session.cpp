@@ -297,7 +297,12 @@ Status Session::load_state(const uint8_t* in) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
                          "the saved state belongs to another model than %s", model_->path());
   }
-  position_ = load_le<uint64_t>(in + 16);
+  const auto position = load_le<uint64_t>(in + 16);
+  if (position > INT64_MAX) {
+    return Status::error(MAMBA_EDGE_BAD_FORMAT, "the saved state has a position of %llu",
+                         static_cast<unsigned long long>(position));
+  }
+  position_ = position;
   std::memcpy(buffers_.logits, in + kStateHeader, vocab_bytes);
   const StateLayout s = state_layout();
   const uint8_t* at = in + kStateHeader + vocab_bytes;

@@ -346,6 +346,7 @@ int run(int argc, char** argv) {
   if (app.count("--tokenizer") > 0 && tokenizer.empty()) {
     throw UsageError("--tokenizer: expected a path");
   }
+  if (output == "-") throw UsageError("-o -: the file needs a name");
   convert::Options o;
   o.input = input;
   o.output = output;

@@ -232,6 +232,14 @@ TEST_P(CApi, SavedStatesContinueWithTheSameBits) {
   const Bytes before = state_of(a, model_);
   EXPECT_EQ(mamba_edge_state_copy(a.get(), a.get(), nullptr), MAMBA_EDGE_OK);
   EXPECT_EQ(state_of(a, model_), before);
+  // A position that could not go on.
+  Bytes late = state;
+  std::fill_n(late.begin() + 16, 8, uint8_t{0xff});
+  mamba_edge_error error;
+  EXPECT_EQ(mamba_edge_state_load(a.get(), late.data(), late.size(), &error),
+            MAMBA_EDGE_BAD_FORMAT);
+  EXPECT_NE(std::string(error.message).find("18446744073709551615"), std::string::npos);
+  EXPECT_EQ(state_of(a, model_), before);
 }
 
 TEST_P(CApi, ResetIsAFreshSession) {

@@ -130,6 +130,8 @@ TEST(Quantize, WrongUsageIsStatus2) {
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--vocabulary-group-size", "32"},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--zstd-level", "3"},
            {"mamba-quantize", kTiny, "-o", out, "--to", "gguf", "--gated-norm", "whole"},
+           {"mamba-quantize", kSmall, "-o", "-"},
+           {"mamba-quantize", kSmall, "-o", out, "--calibration-tokens", "1000"},
            {"mamba-quantize", kSmall, "-o", out, "--nonsense"}}) {
     const Result r = execute(wrong);
     EXPECT_EQ(r.status, 2) << comma_separated(wrong) << "\n" << r.err;
@@ -162,6 +164,9 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
   refused(source("tests/data/refused/mamba2-ss-dssm"), out, "config.json");
   refused(source("tests/data/refused/mamba3-ss-siso"), out, "config.json");
   refused(source("models/valid.txt"), out, "valid.txt");
+  ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
+  refused(folder / "pipe", out, "not a regular file");
+  fs::remove(folder / "pipe");
   // The input in the output's place.
   fs::create_directory(folder / "checkpoint");
   for (const auto& file : fs::directory_iterator(kSmall)) {
