@@ -12,8 +12,14 @@ namespace fs = std::filesystem;
 
 constexpr const char* kWithout = "; without it the model takes and gives token ids";
 
-constexpr const char* kBesideIt[] = {"tokenizer_config.json", "special_tokens_map.json",
-                                     "generation_config.json"};
+constexpr const char* kTokenizerConfig = "tokenizer_config.json";
+constexpr const char* kSpecialTokens = "special_tokens_map.json";
+constexpr const char* kGenerationConfig = "generation_config.json";
+
+fs::path tokenizer_path(const Checkpoint& checkpoint, const fs::path& asked) {
+  const fs::path path = asked.empty() ? checkpoint.folder() / "tokenizer.json" : asked;
+  return fs::is_directory(path) ? path / "tokenizer.json" : path;
+}
 
 TokenizerFiles read_files(const fs::path& path, const ModelConfig& config) {
   const auto read = [&](const char* name) {
@@ -26,9 +32,9 @@ TokenizerFiles read_files(const fs::path& path, const ModelConfig& config) {
   files.name = path.string();
   const File file(path);
   files.tokenizer_json = file.read_string(0, file.size());
-  files.tokenizer_config_json = read(kBesideIt[0]);
-  files.special_tokens_map_json = read(kBesideIt[1]);
-  files.generation_config_json = read(kBesideIt[2]);
+  files.tokenizer_config_json = read(kTokenizerConfig);
+  files.special_tokens_map_json = read(kSpecialTokens);
+  files.generation_config_json = read(kGenerationConfig);
   files.config_bos = config.bos_token;
   files.config_eos = config.eos_token;
   return files;
@@ -70,8 +76,7 @@ FoundTokenizer find_tokenizer(const Checkpoint& checkpoint, const fs::path& aske
     }
     return found;
   }
-  fs::path path = asked.empty() ? checkpoint.folder() / "tokenizer.json" : asked;
-  if (fs::is_directory(path)) path /= "tokenizer.json";
+  const fs::path path = tokenizer_path(checkpoint, asked);
   if (!fs::exists(path)) {
     if (!asked.empty()) throw Error(path.string() + ": no such tokenizer file");
     found.hint =
@@ -84,11 +89,8 @@ FoundTokenizer find_tokenizer(const Checkpoint& checkpoint, const fs::path& aske
 }
 
 std::vector<fs::path> tokenizer_inputs(const Checkpoint& checkpoint, const fs::path& asked) {
-  fs::path path = asked.empty() ? checkpoint.folder() / "tokenizer.json" : asked;
-  if (fs::is_directory(path)) path /= "tokenizer.json";
-  std::vector<fs::path> inputs = {path};
-  for (const char* name : kBesideIt) inputs.push_back(path.parent_path() / name);
-  return inputs;
+  const fs::path path = tokenizer_path(checkpoint, asked), folder = path.parent_path();
+  return {path, folder / kTokenizerConfig, folder / kSpecialTokens, folder / kGenerationConfig};
 }
 
 }  // namespace mamba_edge::convert

@@ -37,9 +37,10 @@ ImportanceFile::ImportanceFile(const std::filesystem::path& path,
     return;
   }
   file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  // A complete one need only be read.
-  if (file_ < 0 && (errno == EACCES || errno == EROFS)) {
+  if (file_ < 0 && (errno == EACCES || errno == EROFS)) {  // a complete one need only be read
+    read_only_ = errno;
     file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file_ < 0) errno = read_only_;
   }
   if (file_ < 0) fail("cannot open");
   try {
@@ -52,6 +53,12 @@ ImportanceFile::ImportanceFile(const std::filesystem::path& path,
 
 ImportanceFile::~ImportanceFile() {
   if (file_ >= 0) ::close(file_);
+}
+
+void ImportanceFile::check_writable() const {
+  if (read_only_ == 0) return;
+  errno = read_only_;
+  fail("cannot write");
 }
 
 void ImportanceFile::fail(const char* what) const {
@@ -138,6 +145,7 @@ void ImportanceFile::read_records() {
 }
 
 void ImportanceFile::begin(const ImportanceKey& key) {
+  check_writable();
   uint8_t header[kHeader] = {};
   std::memcpy(header, kMagic, sizeof kMagic);
   store_le<uint32_t>(header + 8, kVersion);
@@ -155,6 +163,7 @@ void ImportanceFile::begin(const ImportanceKey& key) {
 
 void ImportanceFile::append(uint32_t kind, uint32_t tensor, uint32_t inputs, uint64_t tokens,
                             std::span<const uint8_t> payload) {
+  check_writable();
   uint8_t head[kRecord] = {}, tail[kHash];
   store_le<uint32_t>(head, kind);
   store_le<uint32_t>(head + 4, tensor);

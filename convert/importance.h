@@ -61,8 +61,11 @@ class ImportanceFile {
   [[noreturn]] void fail(const char* what) const;
   [[noreturn]] void damaged(const std::string& what) const;
 
+  void check_writable() const;
+
   std::string path_;
   int file_ = -1;
+  int read_only_ = 0;  // why the file cannot be written (errno), or 0
   uint64_t end_ = 0;
   std::optional<ImportanceKey> key_;
   std::map<uint32_t, Place> moments_;
