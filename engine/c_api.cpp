@@ -57,6 +57,11 @@ Status convert(const mamba_edge_session_options* from, SessionOptions* to) {
     if (from->chunk != 0) to->chunk = static_cast<uint32_t>(from->chunk);
     to->state = static_cast<mamba_edge::StateType>(from->state_type);
     to->batch = static_cast<uint32_t>(from->batch);
+    if (from->same_bits != 0 && from->same_bits != 1) {
+      return Status::error(MAMBA_EDGE_INVALID_ARGUMENT, "same_bits is %d; expected 0 or 1",
+                           from->same_bits);
+    }
+    to->same_bits = from->same_bits == 1;
     to->parallel_for = from->parallel_for;
     to->parallel_for_user = from->parallel_for_user;
   }

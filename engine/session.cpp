@@ -69,6 +69,14 @@ size_t ssm_bytes(StateType type, size_t states) {
   return states * kTileRows * sizeof(float);
 }
 
+// Whether prompts may be read in the dual form. Does not depend on the kernels, so that the arena's size
+// does not.
+bool dual_form_fits(const Mamba2Config& config, const SessionOptions& options) {
+  return !options.same_bits && options.state == StateType::f32 && options.chunk >= kDualTokens &&
+         config.headdim % kTileRows == 0 && config.d_state % kDualStates == 0 &&
+         config.d_state <= kMaxDualStates;
+}
+
 }  // namespace
 
 Session::StateLayout::StateLayout(const Model& model, StateType type) {
@@ -196,6 +204,10 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   if (model.config.is_mamba2()) {
     b.head_decay = arena.take<float>(chunk * l.heads);
     b.gate_sums = arena.take<float>(chunk * (l.inner / kTileRows));
+    if (dual_form_fits(model.config.mamba2, options)) {
+      b.dual_groups = arena.take<float>(options.chunk / kDualTokens * model.config.mamba2.n_groups *
+                                        dual_group_floats(l.d_state));
+    }
   } else {
     b.dt_stride = row_stride<float>(l.inner);
     b.dt = arena.take<float>(chunk * b.dt_stride);

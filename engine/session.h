@@ -18,8 +18,9 @@ enum class StateType : uint32_t { f32 = 0, f16 = 1, int8 = 2 };  // as in mamba_
 
 struct SessionOptions {
   int n_threads = 1;
-  uint32_t chunk = 256;  // most tokens that pass through the weights together
-  uint32_t batch = 0;    // most texts that step_batch() takes with this session in the lead
+  uint32_t chunk = 256;    // most tokens that pass through the weights together
+  uint32_t batch = 0;      // most texts that step_batch() takes with this session in the lead
+  bool same_bits = false;  // prompts are computed as decode is: see mamba_edge.h
   StateType state = StateType::f32;                // how the SSM's state is kept between tokens
   mamba_edge_parallel_for parallel_for = nullptr;  // NULL: the session's own threads
   void* parallel_for_user = nullptr;
@@ -50,7 +51,10 @@ struct Buffers {
   size_t dt_stride = 0;
   float* head_decay = nullptr;  // Mamba-2: [chunk][heads]
   float* gate_sums = nullptr;   // Mamba-2: [chunk][inner / 16]
-  Activations y;                // input of out_proj, [inner]
+  // Mamba-2, where prompts may be read in the dual form, else NULL: [chunk / kDualTokens][n_groups] of
+  // dual_group_floats(d_state)
+  float* dual_groups = nullptr;
+  Activations y;            // input of out_proj, [inner]
   Activations final;        // input of the head, [d_model]; rows are [logit_rows], twice as many
                             // where the head is quantised: see Step::project_head
   float* logits = nullptr;  // [logit_rows][logit_stride]

@@ -59,8 +59,8 @@ CpuFeatures detect_cpu() {
   f.avx512 = f.avx2 && zmm && bit(extended.ebx, 16) && bit(extended.ebx, 17) &&
              bit(extended.ebx, 30) && bit(extended.ebx, 31);
   f.avx512_vnni = f.avx512 && bit(extended.ecx, 11);
-  f.amx_int8 = f.avx512_vnni && (state & kTileState) == kTileState && bit(extended.edx, 24) &&
-               bit(extended.edx, 25);
+  f.amx = f.avx512_vnni && (state & kTileState) == kTileState && bit(extended.edx, 24) &&
+          bit(extended.edx, 25) && bit(extended.edx, 22);
   return f;
 }
 

@@ -162,6 +162,43 @@ struct Mamba2ScanArgs {
 };
 using Mamba2Scan = void(const Mamba2ScanArgs& args);
 
+// The same of one head over kDualTokens tokens at once, as products of matrices between them (Dao & Gu 2024,
+// section 6, the state-space dual form), with what is multiplied rounded to bfloat16 and sums in float32.
+// y is within 5 * 2^-8 of the sum of the magnitudes of its terms C[n] * decays * dt * x * B[n] (and C[n]
+// * decays * h[n] of the state before), plus a few 2^-24 of D * x; the new state within 3 * 2^-8 of
+// those of its own. NULL in tables that have no faster way than the recurrence, as all do that have no
+// tiles. Both or none are there.
+constexpr size_t kDualTokens = 64;
+constexpr size_t kMaxDualBlocks = 4;    // of 16 channels
+constexpr size_t kMaxDualStates = 256;  // d_state, a multiple of kDualStates
+constexpr size_t kDualStates = 32;
+constexpr float kLeastLogDecay = -150.0f;  // log2 of a token's decay counts as no less: it is zero
+
+// What the heads of a B/C group share, computed once for all of them.
+constexpr size_t dual_group_floats(size_t d_state) { return kDualTokens * (kDualTokens + d_state); }
+struct Mamba2DualPrepareArgs {
+  const float* b = nullptr;  // [tokens][bc_stride], d_state values
+  const float* c = nullptr;  // [tokens][bc_stride]
+  float* group = nullptr;    // [dual_group_floats(d_state)], in a form of the table's own
+  size_t bc_stride = 0;
+  size_t d_state = 0;
+};
+using Mamba2DualPrepare = void(const Mamba2DualPrepareArgs& args);
+
+struct Mamba2DualArgs {
+  float* state = nullptr;        // [blocks][d_state][16]; updated
+  const float* group = nullptr;  // as prepared
+  float a = 0;                   // of the head, negative: decay = exp(dt * a)
+  const float* d = nullptr;      // [blocks * 16]
+  const float* dt = nullptr;     // of the head: [tokens], dt_stride apart
+  const float* x = nullptr;      // [tokens][x_stride]
+  float* y = nullptr;            // [tokens][y_stride]; may be x with the same stride
+  size_t dt_stride = 0, x_stride = 0, y_stride = 0;
+  size_t d_state = 0;
+  size_t blocks = 0;  // at most kMaxDualBlocks
+};
+using Mamba2Dual = void(const Mamba2DualArgs& args);
+
 // Per head: dt[i] = clamp(softplus(dt[i] + bias[i]), low, high) and decay[i] = exp(dt[i] * a[i]); n
 // a multiple of 16. softplus(v) = log1p(exp(v)), which above 20 is v itself (as PyTorch defines it); it
 // never overflows.

@@ -18,7 +18,7 @@ struct Row {
 
 constexpr Row kRows[] = {
 #if defined(__x86_64__)
-    {"amx", amx_table, &CpuFeatures::amx_int8, allow_amx},
+    {"amx", amx_table, &CpuFeatures::amx, allow_amx},
     {"avx512vnni", avx512vnni_table, &CpuFeatures::avx512_vnni},
     {"avx512", avx512_table, &CpuFeatures::avx512},
     {"avxvnni", avxvnni_table, &CpuFeatures::avx_vnni},

@@ -751,8 +751,7 @@ void add_compute_options(CLI::App& app, EngineOptions& options) {
       ->default_str("");
   const std::string chunk =
       "Tokens of a prompt that are taken through the weights at a time (default: " +
-      std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) +
-      "); never changes results";
+      std::to_string(options.chunk > 0 ? options.chunk : kDefaultChunk) + ")";
   add_integer(app, "--chunk", options.chunk, 1, 4096, chunk.c_str())->default_str("");
   app.add_option(
          "--state", options.state,
@@ -761,6 +760,10 @@ void add_compute_options(CLI::App& app, EngineOptions& options) {
       ->type_name("TYPE")
       ->check(CLI::IsMember(state_types()))
       ->capture_default_str();
+  app.add_flag(
+      "--same-bits", options.same_bits,
+      "Read prompts with exactly the arithmetic of generation, however they are cut (Mamba-2 on "
+      "CPUs with AMX; slower)");
   app.add_option("--isa", options.isa,
                  "Kernels to use, as generic or avx2 (default: MAMBA_EDGE_ISA from the "
                  "environment, else the best "
@@ -849,6 +852,7 @@ Session::Session(const Model& model, const EngineOptions& options) {
   session_options.chunk = static_cast<int>(options.chunk);
   session_options.batch = static_cast<int>(options.batch);
   session_options.state_type = parse_state_type(options.state);
+  session_options.same_bits = options.same_bits ? 1 : 0;
   n_threads_ = session_options.n_threads;
   chunk_ = static_cast<size_t>(options.chunk > 0 ? options.chunk : kDefaultChunk);
   mamba_edge_error error = {};

@@ -177,6 +177,7 @@ struct EngineOptions {
   int64_t chunk = 0;    // 0: the engine's default
   int64_t batch = 0;    // texts that a session can step together
   std::string state = "fp32";
+  bool same_bits = false;
 };
 // One of the types that mamba-quantize packs weights in; `flag` is for the UsageError.
 WeightType parse_weight_type(const std::string& flag, const std::string& value);
@@ -185,7 +186,7 @@ const std::vector<std::string>& state_types();  // "fp32", "fp16", "int8"
 // One of those; anything else is a UsageError.
 mamba_edge_state_type parse_state_type(const std::string& name);
 void add_engine_options(CLI::App& app, EngineOptions& options);  // -m and those that follow
-// -t, --chunk, --state, --isa. What `options` holds is the default.
+// -t, --chunk, --state, --same-bits, --isa. What `options` holds is the default.
 void add_compute_options(CLI::App& app, EngineOptions& options);
 
 // ---- the C API

@@ -117,11 +117,16 @@ typedef enum mamba_edge_state_type {
 typedef struct mamba_edge_session_options {
   int n_threads; /* threads that compute, the caller's included; 0: 1 */
   int chunk; /* tokens that prefill takes through the weights at a time; 0: 256. Affects memory and
-                speed, never the results */
+                speed, and results only as `same_bits` says */
   mamba_edge_parallel_for parallel_for; /* the caller's pool; NULL: the session starts its own */
   void* parallel_for_user;
   int state_type; /* a mamba_edge_state_type */
   int batch; /* texts that mamba_edge_step_batch may take with this session in the lead; 0: none */
+  int same_bits; /* 1: a text gives the same bits read at once, in any pieces, or token by token. 0: prefill
+                    of quantised Mamba-2 models may take blocks of 64 tokens with other roundings where
+                    that is faster (on CPUs with AMX, fp32 states, chunks from 64): further from step's
+                    results than rounding alone, by less than what the quantisation of the weights
+                    and activations changes */
 } mamba_edge_session_options;
 
 /* Bytes of arena that a session needs; depends on the model's config and the options only. */
@@ -145,8 +150,8 @@ MAMBA_EDGE_API uint64_t mamba_edge_session_position(const mamba_edge_session* se
 
 /* Takes n tokens. `all_logits`: NULL, or float [n, n_vocab] that receives a row per token.
  * Afterwards mamba_edge_logits has the row of the last token. Splitting a prompt over several
- * calls, or stepping through it, gives the same bits. A token outside [0, n_vocab) is refused
- * before anything is changed. */
+ * calls, or stepping through it, gives the same bits, or nearly the same: see `same_bits`. A token
+ * outside [0, n_vocab) is refused before anything is changed. */
 MAMBA_EDGE_API mamba_edge_status mamba_edge_prefill(mamba_edge_session* session,
                                                     const int32_t* tokens, size_t n,
                                                     float* all_logits, mamba_edge_error* error);

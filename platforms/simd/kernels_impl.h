@@ -947,6 +947,9 @@ struct Kernels {
     }
   }
 
+  static constexpr Mamba2DualPrepare* mamba2_dual_prepare = nullptr;
+  static constexpr Mamba2Dual* mamba2_dual = nullptr;
+
   static constexpr KernelTable table(const char* isa) {
     return KernelTable{
         isa,

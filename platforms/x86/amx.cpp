@@ -25,12 +25,15 @@
 
 // Clang before 17 spells two of the names without the second underscore.
 #if (defined(__AMX_TILE__) || defined(__AMXTILE__)) &&                         \
-    (defined(__AMX_INT8__) || defined(__AMXINT8__)) && defined(__AVX512F__) && \
+    (defined(__AMX_INT8__) || defined(__AMXINT8__)) &&                         \
+    (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512F__) && \
     defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 
 #include "platforms/simd/planes.h"
+#include "platforms/x86/amx_dual.h"
 #include "platforms/x86/registers.h"
+#include "platforms/x86/tiles.h"
 
 namespace mamba_edge {
 namespace {
@@ -45,21 +48,8 @@ constexpr size_t kStepGroups = 2;     // groups of one tile at a time
 constexpr size_t kWeightBytes = size_t{72} << 10;  // unpacked
 static_assert(kWeightBytes >= 2 * kPair * kMaxGroup * kTileRows);
 
-// Layout of `ldtilecfg`: Intel's manual, volume 1, section 18.2.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 // std::min would be a function that kernel units share.
 constexpr size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
-
-// The compilers' intrinsics do not say which memory they read.
-ME_INLINE void finish_writes() { __asm__ volatile("" ::: "memory"); }
 
 // Tiles 0 and 1 are C for two row blocks, 2 and 3 A, and 4 to 7 B.
 void configure(size_t inputs) {
@@ -76,8 +66,7 @@ void configure(size_t inputs) {
     config.row_bytes[i] = kLineBytes;
     config.rows[i] = static_cast<uint8_t>(inputs / kStepInputs);
   }
-  __asm__ volatile("" ::"r"(&config) : "memory");
-  _tile_loadconfig(&config);
+  load_config(config);
 }
 
 // A group is this many tiles of equal size: at most four, as it is a multiple of 16 and at most 256.
@@ -482,6 +471,8 @@ const KernelTable* amx_table() {
     t.matmul_i4_i8 = matmul<WeightType::int4, &KernelTable::matmul_i4_i8>;
     t.matmul_i3_i8 = matmul<WeightType::int3, &KernelTable::matmul_i3_i8>;
     t.matmul_i2_i8 = matmul<WeightType::int2, &KernelTable::matmul_i2_i8>;
+    t.mamba2_dual_prepare = mamba2_dual_prepare;
+    t.mamba2_dual = mamba2_dual;
     t.peak_i8 = peak_i8;
     return t;
   }();

@@ -749,6 +749,11 @@ TEST(CApiArguments, BatchesThatAreRefusedChangeNothing) {
   size_t bytes = 0;
   EXPECT_EQ(mamba_edge_session_required_bytes(model.get(), &nonsense, &bytes, &error),
             MAMBA_EDGE_INVALID_ARGUMENT);
+  nonsense = kDefaults;
+  nonsense.same_bits = 2;
+  EXPECT_EQ(mamba_edge_session_required_bytes(model.get(), &nonsense, &bytes, &error),
+            MAMBA_EDGE_INVALID_ARGUMENT);
+  EXPECT_STREQ(error.message, "same_bits is 2; expected 0 or 1");
 }
 
 TEST(CApiArguments, Nulls) {

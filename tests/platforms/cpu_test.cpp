@@ -40,7 +40,7 @@ TEST(Cpu, AgreesWithTheKernel) {
   EXPECT_EQ(cpu.avx_vnni, cpu.avx2 && all({"avx_vnni"}));
   EXPECT_EQ(cpu.avx512, cpu.avx2 && all({"avx512f", "avx512bw", "avx512dq", "avx512vl"}));
   EXPECT_EQ(cpu.avx512_vnni, cpu.avx512 && all({"avx512_vnni"}));
-  EXPECT_EQ(cpu.amx_int8, cpu.avx512_vnni && all({"amx_tile", "amx_int8"}));
+  EXPECT_EQ(cpu.amx, cpu.avx512_vnni && all({"amx_tile", "amx_int8", "amx_bf16"}));
   EXPECT_FALSE(cpu.neon);
 #elif defined(__aarch64__)
   EXPECT_TRUE(cpu.neon);
@@ -61,13 +61,13 @@ TEST(Cpu, IsConsistent) {
   EXPECT_TRUE(!cpu.avx_vnni || cpu.avx2);
   EXPECT_TRUE(!cpu.avx512 || cpu.avx2);
   EXPECT_TRUE(!cpu.avx512_vnni || cpu.avx512);
-  EXPECT_TRUE(!cpu.amx_int8 || cpu.avx512_vnni);
+  EXPECT_TRUE(!cpu.amx || cpu.avx512_vnni);
   EXPECT_TRUE(!cpu.dotprod || cpu.neon);
   EXPECT_TRUE(!cpu.i8mm || cpu.neon);
   std::printf(
-      "cpu: sse2 %d avx2 %d avx_vnni %d avx512 %d avx512_vnni %d amx_int8 %d | neon %d dotprod %d "
+      "cpu: sse2 %d avx2 %d avx_vnni %d avx512 %d avx512_vnni %d amx %d | neon %d dotprod %d "
       "i8mm %d sve %d\n",
-      cpu.sse2, cpu.avx2, cpu.avx_vnni, cpu.avx512, cpu.avx512_vnni, cpu.amx_int8, cpu.neon,
+      cpu.sse2, cpu.avx2, cpu.avx_vnni, cpu.avx512, cpu.avx512_vnni, cpu.amx, cpu.neon,
       cpu.dotprod, cpu.i8mm, cpu.sve);
 }
 

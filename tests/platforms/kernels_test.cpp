@@ -1244,6 +1244,122 @@ TEST_P(Kernels, Mamba2Scan) {
   }
 }
 
+// Against the recurrence in double, within the contract's bound: 2^-8 of a product's size for each factor
+// that was rounded to bfloat16 (y: C, B, their product with the decays, and x), and what is left of one more
+// for the decays, whose logarithms are sums of up to 64 * 150 in float32.
+TEST_P(Kernels, Mamba2Dual) {
+  if (k.mamba2_dual == nullptr) {
+    EXPECT_EQ(k.mamba2_dual_prepare, nullptr);
+    return;
+  }
+  constexpr size_t kTokens = kDualTokens;
+  struct Decay {
+    float a, low, high;  // dt
+  };
+  for (const Decay& decay :
+       {Decay{-1, 0, 0.1f}, {-16, 0.001f, 0.1f}, {-100, 0, 2}, {-1e-3f, 0, 1}}) {
+    for (const size_t d_state : Sizes{32, 64, 128, 256}) {
+      for (size_t blocks = 1; blocks <= kMaxDualBlocks; ++blocks) {
+        SCOPED_TRACE(testing::Message()
+                     << "a " << decay.a << " d_state " << d_state << " blocks " << blocks);
+        const size_t channels = blocks * 16, bc_stride = 2 * d_state + 16, stride = channels + 32;
+        Floats state = floats(channels * d_state, -1, 1), d = floats(channels, -1, 1);
+        const Floats b = floats(kTokens * bc_stride, -1, 1), c = floats(kTokens * bc_stride, -1, 1);
+        const Floats x = floats(kTokens * stride, -3, 3), start = state;
+        const Floats dt = floats(kTokens * 3, decay.low, decay.high);
+        Floats group(dual_group_floats(d_state)), y(kTokens * stride);
+        k.mamba2_dual_prepare({.b = b.data(),
+                               .c = c.data(),
+                               .group = group.data(),
+                               .bc_stride = bc_stride,
+                               .d_state = d_state});
+        Mamba2DualArgs args;
+        args.state = state.data();
+        args.group = group.data();
+        args.a = decay.a;
+        args.d = d.data();
+        args.dt = dt.data();
+        args.dt_stride = 3;
+        args.x = x.data();
+        args.y = y.data();
+        args.x_stride = args.y_stride = stride;
+        args.d_state = d_state;
+        args.blocks = blocks;
+        k.mamba2_dual(args);
+        const auto at = [&](size_t ch, size_t n) { return (ch / 16 * d_state + n) * 16 + ch % 16; };
+        for (size_t ch = 0; ch < channels; ++ch) {
+          std::vector<double> h(d_state), size(d_state);
+          for (size_t n = 0; n < d_state; ++n) size[n] = std::fabs(h[n] = start[at(ch, n)]);
+          for (size_t t = 0; t < kTokens; ++t) {
+            const double in = x[t * stride + ch], step = dt[t * 3], kept = std::exp(step * decay.a);
+            double sum = d[ch] * in, terms = 0;
+            for (size_t n = 0; n < d_state; ++n) {
+              const double added = step * in * b[t * bc_stride + n];
+              h[n] = kept * h[n] + added;
+              size[n] = kept * size[n] + std::fabs(added);
+              sum += c[t * bc_stride + n] * h[n];
+              terms += std::fabs(c[t * bc_stride + n]) * size[n];
+            }
+            ASSERT_LE(std::fabs(y[t * stride + ch] - sum),
+                      5 * 0x1p-8 * terms + 4 * kU * std::fabs(d[ch] * in) + 1e-30)
+                << "token " << t << " channel " << ch;
+          }
+          for (size_t n = 0; n < d_state; ++n) {
+            ASSERT_LE(std::fabs(state[at(ch, n)] - h[n]), 3 * 0x1p-8 * size[n] + 1e-30) << n;
+          }
+        }
+        // In the place of x, and beside other blocks or alone.
+        Floats in_place = x, other = start;
+        for (size_t block = 0; block < blocks; ++block) {
+          Mamba2DualArgs one = args;
+          one.state = other.data() + block * d_state * 16;
+          one.d += block * 16;
+          one.x = one.y = in_place.data() + block * 16;
+          one.blocks = 1;
+          k.mamba2_dual(one);
+        }
+        ASSERT_TRUE(other.same_bits(state));
+        for (size_t t = 0; t < kTokens; ++t) {
+          ASSERT_EQ(std::memcmp(in_place.data() + t * stride, y.data() + t * stride,
+                                channels * sizeof(float)),
+                    0);
+        }
+      }
+    }
+  }
+}
+
+// What is not finite stays visible.
+TEST_P(Kernels, Mamba2DualKeepsNanVisible) {
+  if (k.mamba2_dual == nullptr) return;
+  constexpr size_t kStates = 32;
+  const Floats b = floats(kDualTokens * kStates, -1, 1), c = floats(kDualTokens * kStates, -1, 1);
+  for (const bool in_dt : {false, true}) {
+    Floats state = floats(16 * kStates, -1, 1), x = floats(kDualTokens * 16, -1, 1);
+    Floats dt = floats(kDualTokens, 0, 1), group(dual_group_floats(kStates)), d = floats(16, -1, 1);
+    (in_dt ? dt[5] : x[5 * 16 + 3]) = kNan;
+    k.mamba2_dual_prepare({.b = b.data(),
+                           .c = c.data(),
+                           .group = group.data(),
+                           .bc_stride = kStates,
+                           .d_state = kStates});
+    Mamba2DualArgs args;
+    args.state = state.data();
+    args.group = group.data();
+    args.a = -1;
+    args.d = d.data();
+    args.dt = dt.data();
+    args.dt_stride = 1;
+    args.x = args.y = x.data();
+    args.x_stride = args.y_stride = 16;
+    args.d_state = kStates;
+    args.blocks = 1;
+    k.mamba2_dual(args);
+    for (size_t t = 5; t < kDualTokens; ++t) EXPECT_TRUE(std::isnan(x[t * 16 + 3])) << t;
+    for (size_t n = 0; n < kStates; ++n) EXPECT_TRUE(std::isnan(state[n * 16 + 3])) << n;
+  }
+}
+
 // A state in binary16 is that of the float scan, rounded after each token: the float kernel, run token
 // by token on the rounded state, must give the same bits.
 template <typename Args, typename Scan>
@@ -1555,8 +1671,13 @@ TEST_P(Kernels, Int8StatesKeepSmallAdditions) {
   }
 }
 
+// The kernels that a table may lack.
+template <typename Kernel>
+constexpr bool kIsDual =
+    std::is_same_v<Kernel, Mamba2DualPrepare> || std::is_same_v<Kernel, Mamba2Dual>;
+
 // What one table of these computes, the other does, bit for bit: they differ in the instructions for
-// exact sums only.
+// exact sums, and in the dual form.
 TEST(KernelTables, AmxIsAvx512Vnni) {
   const KernelTable* amx = select_table("amx");
   const KernelTable* vnni = select_table("avx512vnni");
@@ -1600,7 +1721,8 @@ TEST(KernelTables, AmxIsAvx512Vnni) {
     }
   }
 #define ME_KERNEL(Type, name)                                                              \
-  if constexpr (!std::is_same_v<Type, MatmulQuantised> && !std::is_same_v<Type, PeakI8>) { \
+  if constexpr (!std::is_same_v<Type, MatmulQuantised> && !std::is_same_v<Type, PeakI8> && \
+                !kIsDual<Type>) {                                                          \
     EXPECT_EQ(amx->name, vnni->name) << #name;                                             \
   }
 #include "platforms/kernels.inc"
@@ -1609,7 +1731,10 @@ TEST(KernelTables, AmxIsAvx512Vnni) {
 
 TEST(KernelTables, AreComplete) {
   for (const KernelTable* t : tables()) {
-#define ME_KERNEL(Type, name) EXPECT_NE(t->name, nullptr) << t->isa << " " << #name;
+#define ME_KERNEL(Type, name)                              \
+  if constexpr (!kIsDual<Type>) {                          \
+    EXPECT_NE(t->name, nullptr) << t->isa << " " << #name; \
+  }
 #include "platforms/kernels.inc"
 #undef ME_KERNEL
   }

@@ -50,7 +50,7 @@ TEST(Select, KnowsAllNamesOfTheArchitecture) {
 TEST(Select, OffersWhatTheCpuRuns) {
   const CpuFeatures cpu = detect_cpu();
 #if defined(__x86_64__)
-  EXPECT_EQ(select_table("amx") != nullptr, cpu.amx_int8 && allow_amx());
+  EXPECT_EQ(select_table("amx") != nullptr, cpu.amx && allow_amx());
   EXPECT_EQ(select_table("avx512vnni") != nullptr, cpu.avx512_vnni);
   EXPECT_EQ(select_table("avx512") != nullptr, cpu.avx512);
   EXPECT_EQ(select_table("avxvnni") != nullptr, cpu.avx_vnni);
