@@ -26,6 +26,68 @@ void fill(float* row, size_t begin, size_t end, float value) {
   for (; begin < end; ++begin) row[begin] = value;
 }
 
+// The dual form of the scan, for as many whole blocks of a prompt's tokens as a chunk has. Quantised models take
+// it, where the table has it: they round activations to less than bfloat16 has anyway.
+struct DualForm {
+  const Step& step;
+  const uint32_t layer;
+  size_t blocks = 0;  // of kDualTokens
+
+  DualForm(const Step& of, uint32_t in_layer) : step(of), layer(in_layer) {
+    const LayerWeights& w = step.model.weights.layers[layer];
+    if (step.b.dual_groups != nullptr && step.kernels.mamba2_dual != nullptr &&
+        step.texts == nullptr && is_quantised(w.in_proj.shape.type) &&
+        is_quantised(w.out_proj.shape.type)) {
+      blocks = step.tokens / kDualTokens;
+    }
+  }
+
+  size_t tokens() const { return blocks * kDualTokens; }
+  float* proj(size_t block) const { return step.b.proj + block * kDualTokens * step.b.proj_stride; }
+  float* prepared(size_t block, size_t group) const {
+    return step.b.dual_groups + (block * step.model.config.mamba2.n_groups + group) *
+                                    dual_group_floats(step.layout.d_state);
+  }
+
+  // What the heads of a group share, for all blocks and groups.
+  void prepare(const Step::Ahead& next) const {
+    const size_t groups = step.model.config.mamba2.n_groups;
+    step.parallel(blocks * groups, next, [&](size_t i) {
+      const size_t block = i / groups, group = i % groups;
+      const float* row = proj(block) + group * step.layout.d_state;
+      Mamba2DualPrepareArgs args;
+      args.b = row + step.layout.in_b;
+      args.c = row + step.layout.in_c;
+      args.group = prepared(block, group);
+      args.bc_stride = step.b.proj_stride;
+      args.d_state = step.layout.d_state;
+      step.kernels.mamba2_dual_prepare(args);
+    });
+  }
+
+  // n channels of one head, from channel c on.
+  void scan(size_t c, size_t n, size_t group, size_t head) const {
+    const LayerWeights& w = step.model.weights.layers[layer];
+    Mamba2ScanArgs state;
+    step.set_state(step.session, layer, c, &state);
+    Mamba2DualArgs args;
+    args.state = state.state;
+    args.a = w.a[head];
+    args.d = w.d + c;
+    args.dt_stride = args.x_stride = step.b.proj_stride;
+    args.y_stride = step.b.y.stride;
+    args.d_state = step.layout.d_state;
+    args.blocks = n / kTileRows;
+    for (size_t block = 0; block < blocks; ++block) {
+      args.group = prepared(block, group);
+      args.dt = proj(block) + step.layout.in_dt + head;
+      args.x = proj(block) + step.layout.in_x + c;
+      args.y = step.b.y.x + block * kDualTokens * step.b.y.stride + c;
+      step.kernels.mamba2_dual(args);
+    }
+  }
+};
+
 }  // namespace
 
 void run_mamba2(const Step& step, uint32_t layer) {
@@ -81,29 +143,8 @@ void run_mamba2(const Step& step, uint32_t layer) {
     }
   });
 
-  // A quantised model reads whole blocks of a prompt's tokens in the dual form, where the table has it: its
-  // activations are rounded to less than bfloat16 has anyway.
-  const bool quantised = is_quantised(w.out_proj.shape.type);
-  const bool dual = b.dual_groups != nullptr && k.mamba2_dual != nullptr && step.texts == nullptr &&
-                    quantised && is_quantised(w.in_proj.shape.type);
-  const size_t dual_blocks = dual ? tokens / kDualTokens : 0,
-               dual_tokens = dual_blocks * kDualTokens;
-  const auto dual_group = [&](size_t block, size_t group) {
-    return b.dual_groups + (block * config.n_groups + group) * dual_group_floats(l.d_state);
-  };
-  if (dual_blocks > 0) {
-    step.parallel(dual_blocks * config.n_groups, step.state_ahead(layer, y_piece), [&](size_t i) {
-      const size_t block = i / config.n_groups, group = i % config.n_groups;
-      const float* row = b.proj + block * kDualTokens * stride + group * l.d_state;
-      Mamba2DualPrepareArgs args;
-      args.b = row + l.in_b;
-      args.c = row + l.in_c;
-      args.group = dual_group(block, group);
-      args.bc_stride = stride;
-      args.d_state = l.d_state;
-      k.mamba2_dual_prepare(args);
-    });
-  }
+  const DualForm dual(step, layer);
+  if (dual.blocks > 0) dual.prepare(step.state_ahead(layer, y_piece));
 
   // Phase 2: the scan and the gate. A piece may cross from one B/C group to the next; a run stays
   // inside one.
@@ -111,15 +152,15 @@ void run_mamba2(const Step& step, uint32_t layer) {
   const bool whole_row = config.gated_norm == 2 || config.n_groups == 1;
   // The norm is a factor per row (and group), so it can be applied to the scales of quantised
   // activations, as long as no quantisation group crosses two norms.
-  const bool scales_only =
-      quantised && (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
+  const bool scales_only = is_quantised(w.out_proj.shape.type) &&
+                           (whole_row || l.segment_padded % w.out_proj.shape.group == 0);
   step.parallel(y_pieces, Step::ahead(w.out_proj, Step::kOutRows), [&](size_t piece) {
     const size_t first = piece * y_piece, end = std::min<size_t>(first + y_piece, l.inner);
     for (size_t c = first; c < end;) {
       const size_t group = c / l.segment_padded, start = group * l.segment_padded;
       size_t n = std::min({end - c, start + l.segment_padded - c, kScanChannels});
       // The dual form takes one head at a time.
-      if (dual_blocks > 0) n = std::min(n, config.headdim - (c - start) % config.headdim);
+      if (dual.blocks > 0) n = std::min(n, config.headdim - (c - start) % config.headdim);
       // Every channel gets its head's dt and decay. Padding channels take the last head's; their x
       // is zero.
       alignas(kBlockAlign) float dt[kScanTokens][kScanChannels];
@@ -150,29 +191,12 @@ void run_mamba2(const Step& step, uint32_t layer) {
       scan.y_stride = b.y.stride;
       scan.d_state = l.d_state;
       scan.blocks = n / kTileRows;
-      if (dual_blocks > 0) {
-        const size_t head = group * heads_per_group + (c - start) / config.headdim;
-        step.set_state(step.session, layer, c, &scan);
-        Mamba2DualArgs args;
-        args.state = scan.state;
-        args.a = w.a[head];
-        args.d = w.d + c;
-        args.dt_stride = args.x_stride = stride;
-        args.y_stride = b.y.stride;
-        args.d_state = l.d_state;
-        args.blocks = n / kTileRows;
-        for (size_t block = 0; block < dual_blocks; ++block) {
-          const float* row = b.proj + block * kDualTokens * stride;
-          args.group = dual_group(block, group);
-          args.dt = row + l.in_dt + head;
-          args.x = row + l.in_x + c;
-          args.y = b.y.x + block * kDualTokens * b.y.stride + c;
-          k.mamba2_dual(args);
-        }
+      if (dual.blocks > 0) {
+        dual.scan(c, n, group, group * heads_per_group + (c - start) / config.headdim);
       }
       step.for_each_text([&](const Session& text, size_t text_first, size_t text_tokens) {
         step.set_state(text, layer, c, &scan);
-        for (size_t done = dual_tokens; done < text_tokens; done += scan.tokens) {
+        for (size_t done = dual.tokens(); done < text_tokens; done += scan.tokens) {
           const size_t t = text_first + done;
           scan.tokens = std::min(kScanTokens, text_tokens - done);
           expand(t, scan.tokens);

@@ -71,8 +71,10 @@ size_t ssm_bytes(StateType type, size_t states) {
 
 // Whether prompts may be read in the dual form. Does not depend on the kernels, so that the arena's size
 // does not.
-bool dual_form_fits(const Mamba2Config& config, const SessionOptions& options) {
-  return !options.same_bits && options.state == StateType::f32 && options.chunk >= kDualTokens &&
+bool dual_form_fits(const Model& model, const SessionOptions& options) {
+  const Mamba2Config& config = model.config.mamba2;
+  return model.to_in_proj.groups > 0 && model.to_out_proj.groups > 0 && !options.same_bits &&
+         options.state == StateType::f32 && options.chunk >= kDualTokens &&
          config.headdim % kTileRows == 0 && config.d_state % kDualStates == 0 &&
          config.d_state <= kMaxDualStates;
 }
@@ -204,7 +206,7 @@ Session* Session::place(const Model& model, const SessionOptions& options, Arena
   if (model.config.is_mamba2()) {
     b.head_decay = arena.take<float>(chunk * l.heads);
     b.gate_sums = arena.take<float>(chunk * (l.inner / kTileRows));
-    if (dual_form_fits(model.config.mamba2, options)) {
+    if (dual_form_fits(model, options)) {
       b.dual_groups = arena.take<float>(options.chunk / kDualTokens * model.config.mamba2.n_groups *
                                         dual_group_floats(l.d_state));
     }

@@ -760,10 +760,12 @@ void add_compute_options(CLI::App& app, EngineOptions& options) {
       ->type_name("TYPE")
       ->check(CLI::IsMember(state_types()))
       ->capture_default_str();
-  app.add_flag(
-      "--same-bits", options.same_bits,
-      "Read prompts with exactly the arithmetic of generation, however they are cut (Mamba-2 on "
-      "CPUs with AMX; slower)");
+  const std::string same_bits = std::string(
+                                    "Read prompts with exactly the arithmetic of generation, "
+                                    "however they are cut: slower for Mamba-2 on "
+                                    "CPUs with AMX, nothing else (default: ") +
+                                (options.same_bits ? "on)" : "off)");
+  app.add_flag("--same-bits,!--no-same-bits", options.same_bits, same_bits)->default_str("");
   app.add_option("--isa", options.isa,
                  "Kernels to use, as generic or avx2 (default: MAMBA_EDGE_ISA from the "
                  "environment, else the best "

@@ -13,6 +13,7 @@ namespace mamba_edge::tools {
 
 void add_compare(CLI::App& app, CompareOptions& options) {
   options.engine.chunk = kScoringChunk;
+  options.engine.same_bits = true;  // what is measured is what generation does
   app.add_option("MODELS", options.files, "Model files, as mamba-quantize writes them")->required();
   add_reference_options(app, options.reference, options.reference_state);
   add_compute_options(app, options.engine);

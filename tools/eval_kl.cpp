@@ -142,6 +142,7 @@ EngineOptions reference_options(const EngineOptions& options, const std::string&
 
 void add_kl(CLI::App& app, KlOptions& options) {
   options.engine.chunk = kScoringChunk;
+  options.engine.same_bits = true;  // what is measured is what generation does
   add_engine_options(app, options.engine);
   add_reference_options(app, options.reference, options.reference_state);
   add_text_options(app, options.text);

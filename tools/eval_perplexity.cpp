@@ -9,6 +9,7 @@ namespace mamba_edge::tools {
 
 void add_perplexity(CLI::App& app, PerplexityOptions& options) {
   options.engine.chunk = kScoringChunk;
+  options.engine.same_bits = true;  // what is measured is what generation does
   add_engine_options(app, options.engine);
   add_text_options(app, options.text);
   app.add_flag("--json", options.json, "Print a JSON object: tokens, nll (nats per token), ppl");

@@ -35,6 +35,7 @@ struct Options {
   std::vector<int64_t> threads, batches = {1};
   int64_t prompt = 512, generate = 64, rounds = 5, chunk = kDefaultChunk, group = 0;
   std::string format = "table";
+  bool same_bits = false;
 };
 
 struct Row {
@@ -264,6 +265,7 @@ class Bench {
         options.n_threads = static_cast<int>(threads);
         options.chunk = static_cast<uint32_t>(o_.chunk);
         options.state = static_cast<StateType>(parse_state_type(state));
+        options.same_bits = o_.same_bits;
         const int64_t largest = *std::max_element(o_.batches.begin(), o_.batches.end());
         options.batch = largest > 1 ? static_cast<uint32_t>(largest) : 0;
         OpenSession open(model, options);
@@ -567,6 +569,9 @@ int run(int argc, char** argv) {
       ->type_name("NAME")
       ->delimiter(',')
       ->capture_default_str();
+  app.add_flag("--same-bits", options.same_bits,
+               "Read prompts with exactly the arithmetic of generation: slower for Mamba-2 on CPUs "
+               "with AMX");
   app.add_option("-o,--output", options.format, "table, md, csv or json")
       ->check(CLI::IsMember({"table", "md", "csv", "json"}))
       ->capture_default_str();

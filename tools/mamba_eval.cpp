@@ -17,6 +17,7 @@ struct LogitsOptions {
 };
 
 void add_logits(CLI::App& app, LogitsOptions& options) {
+  options.engine.same_bits = true;  // as in the commands that score
   add_engine_options(app, options.engine);
   auto* tokens =
       app.add_option("--tokens", options.tokens, "Token ids, as 1,2,3")->type_name("IDS");

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "platforms/select.h"
 #include "tests/tools/eval_programs.h"
 
 namespace mamba_edge::test {
@@ -61,6 +62,27 @@ TEST(EvalLogits, AreTheSameBytesHoweverTheyAreComputed) {
   }
   EXPECT_TRUE(out_of({"logits", "-m", tiny("mamba1-tiny"), "--tokens", list, "-o", "-"}) ==
               expected);
+}
+
+// A block of 64 tokens of a quantised Mamba-2 model may be read in the dual form, if that is asked for.
+TEST(EvalLogits, DualFormIsAChoice) {
+  const TemporaryFolder folder;
+  const std::string path = folder / "logits.npy";
+  const std::string model =
+      converted(source("models/mamba2-tiny"), "mamba2-tiny_int8", {"--type", "int8"});
+  const auto logits = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {
+        "logits", "-m", model, "--tokens-file", source("models/mamba2-tiny-prompt-ids.npy"),
+        "-o",     path};
+    args.insert(args.end(), more.begin(), more.end());
+    out_of(args);
+    return read_bytes(path);
+  };
+  const std::string steps = logits({"--chunk", "1"});
+  EXPECT_TRUE(logits({"--chunk", "64"}) == steps);
+  EXPECT_TRUE(logits({"--chunk", "63", "--no-same-bits"}) == steps);
+  EXPECT_EQ(logits({"--chunk", "64", "--no-same-bits"}) == steps,
+            select_table(nullptr)->mamba2_dual == nullptr);
 }
 
 TEST(EvalLogits, StatesHaveTheirShapes) {
