@@ -109,14 +109,20 @@ ME_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
+struct DualPrepareBuffers {
+  alignas(64) uint16_t b_rows[kDualTokens * kMaxDualStates];  // [64][n]
+  alignas(64)
+      uint32_t by_token[kDualTokens / kPairInputs * kMaxDualStates];  // [32][n], pairs of tokens
+  alignas(64)
+      uint32_t b_pairs[kMaxDualStates / kPairInputs * kDualTokens];  // [n / 2][64], pairs of states
+};
+static_assert(sizeof(DualPrepareBuffers) <= size_t{112}
+                                                << 10);  // on the stack of a caller's thread, too
+
 void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
   const size_t n = args.d_state;
   const DualGroupOut out(args.group, n);
-  alignas(64) uint16_t b_rows[kDualTokens * kMaxDualStates];  // [64][n]
-  alignas(64)
-      uint32_t by_token[kDualTokens / kPairInputs * kMaxDualStates];  // [32][n] pairs of tokens
-  alignas(64)
-      uint32_t b_pairs[kMaxDualStates / kPairInputs * kDualTokens];  // [n / 2][64], pairs of states
+  DualPrepareBuffers f;  // not initialised
   for (size_t t = 0; t < kDualTokens; t += kPairInputs) {
     for (size_t i = 0; i < n; i += kDualInputs) {
       __m512 low[kPairInputs], high[kPairInputs];
@@ -125,11 +131,11 @@ void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
         const float* c = args.c + (t + k) * args.bc_stride + i;
         low[k] = _mm512_load_ps(b);
         high[k] = _mm512_load_ps(b + kLanes);
-        _mm512_store_si512(b_rows + (t + k) * n + i, row_of(low[k], high[k]));
+        _mm512_store_si512(f.b_rows + (t + k) * n + i, row_of(low[k], high[k]));
         _mm512_store_si512(out.c + (t + k) * n + i,
                            row_of(_mm512_load_ps(c), _mm512_load_ps(c + kLanes)));
       }
-      uint32_t* pair = by_token + t / kPairInputs * n + i;
+      uint32_t* pair = f.by_token + t / kPairInputs * n + i;
       _mm512_store_si512(pair, pairs(low[0], low[1]));
       _mm512_store_si512(pair + kLanes, pairs(high[0], high[1]));
     }
@@ -141,14 +147,14 @@ void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
   for (size_t i = 0; i < n; ++i) {
     for (size_t k = 0; k < kDualTokens / kDualInputs; ++k) {
       _mm512_store_si512(out.b + i * kDualTokens + k * kDualInputs,
-                         _mm512_i32gather_epi32(rows, by_token + k * kTileSize * n + i, 4));
+                         _mm512_i32gather_epi32(rows, f.by_token + k * kTileSize * n + i, 4));
     }
   }
   const __m512i half_rows = _mm512_srli_epi32(rows, 1);
-  const auto* states = reinterpret_cast<const uint32_t*>(b_rows);  // [64][n / 2]
+  const auto* states = reinterpret_cast<const uint32_t*>(f.b_rows);  // [64][n / 2]
   for (size_t i = 0; i < n / kPairInputs; ++i) {
     for (size_t t = 0; t < kDualTokens; t += kTileSize) {
-      _mm512_store_si512(b_pairs + i * kDualTokens + t,
+      _mm512_store_si512(f.b_pairs + i * kDualTokens + t,
                          _mm512_i32gather_epi32(half_rows, states + t * (n / kPairInputs) + i, 4));
     }
   }
@@ -160,7 +166,7 @@ void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
       _tile_zero(0);
       for (size_t i = 0; i < n; i += kDualInputs) {
         _tile_loadd(4, out.c + t * n + i, static_cast<long>(n * sizeof(uint16_t)));
-        _tile_loadd(6, b_pairs + i / kPairInputs * kDualTokens + s, kRow);
+        _tile_loadd(6, f.b_pairs + i / kPairInputs * kDualTokens + s, kRow);
         _tile_dpbf16ps(0, 4, 6);
       }
       _tile_stored(0, out.g + t * kDualTokens + s, kRow);
