@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -219,7 +220,7 @@ class Bench {
  public:
   explicit Bench(const Options& options) : o_(options) {}
 
-  std::vector<Row> run() {
+  void run() {
     for (const std::string& file : o_.files) {
       if (::access(file.c_str(), R_OK) != 0) {
         throw Error(file + ": cannot open: " + std::strerror(errno));
@@ -253,8 +254,8 @@ class Bench {
         }
       }
     }
-    return std::move(rows_);
   }
+  const std::vector<Row>& rows() const { return rows_; }
 
  private:
   void measure(const EngineModel& model, const std::string& name, const std::string& type,
@@ -608,14 +609,22 @@ int run(int argc, char** argv) {
   for (const std::string& name : options.synthetic) synthetic_config(name);
   catch_interrupts();
 
-  const std::vector<Row> rows = Bench(options).run();
-  if (options.format == "json") {
-    write_stdout(as_json(rows));
-  } else if (options.format == "csv") {
-    write_stdout(as_csv(rows));
-  } else {
-    write_stdout(as_table(rows, options.format == "md"));
+  Bench bench(options);
+  std::exception_ptr failure;
+  try {
+    bench.run();
+  } catch (...) {
+    if (bench.rows().empty()) throw;
+    failure = std::current_exception();  // what was measured until then is shown nevertheless
   }
+  if (options.format == "json") {
+    write_stdout(as_json(bench.rows()));
+  } else if (options.format == "csv") {
+    write_stdout(as_csv(bench.rows()));
+  } else {
+    write_stdout(as_table(bench.rows(), options.format == "md"));
+  }
+  if (failure != nullptr) std::rethrow_exception(failure);
   return kExitOk;
 }
 

@@ -338,6 +338,18 @@ TEST(Bench, FilesThatCannotBeReadAreNamed) {
   EXPECT_NE(result.err.find("missing.mamba: cannot open"), std::string::npos) << result.err;
 }
 
+TEST(Bench, ShowsWhatItMeasuredBeforeAFailure) {
+  const TemporaryFolder folder;
+  write_bytes(folder / "text", "hello, this is not a model");
+  const std::string model = tiny_int8("mamba1-tiny");
+  const Result result = bench({"-m", model + "," + (folder / "text"), "-p", "0", "-n", "1", "-r",
+                               "1", "-t", "1", "-o", "csv"});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_NE(result.err.find(folder / "text"), std::string::npos) << result.err;
+  EXPECT_EQ(lines(result.out), 2u) << result.out;  // names of columns, one row
+  EXPECT_NE(result.out.find("\n" + model + ",int8,"), std::string::npos) << result.out;
+}
+
 TEST(Bench, MakesModelsOfPublishedSizes) {
   if (kSlow) GTEST_SKIP() << "130 million weights take long here";
   const Json rows = rows_of(
