@@ -4,18 +4,24 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <memory>
 #include <set>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "engine/include/mamba_edge.h"
+#include "platforms/kernels.h"
+#include "platforms/select.h"
 #include "quant/half.h"
 #include "tests/engine/model_builder.h"
 #include "tests/golden/temporary_folder.h"
+#include "tests/platforms/guarded.h"
 
 namespace mamba_edge::test {
 namespace {
@@ -385,6 +391,80 @@ TEST_P(CApi, SavedStateHasOneSizeWhateverComputes) {
   // The state of one instruction set is a state of the other: same fingerprint, same layout.
   ASSERT_EQ(mamba_edge_state_load(b.get(), state.data(), state.size(), nullptr), MAMBA_EDGE_OK);
   EXPECT_EQ(state_of(b, generic), state);
+}
+
+Floats ssm_state_of(const SessionPtr& session, int layer) {
+  size_t n_conv = 0, n_ssm = 0;
+  EXPECT_EQ(
+      mamba_edge_state_export(session.get(), layer, nullptr, &n_conv, nullptr, &n_ssm, nullptr),
+      MAMBA_EDGE_OK);
+  Floats conv(n_conv), ssm(n_ssm);
+  EXPECT_EQ(mamba_edge_state_export(session.get(), layer, conv.data(), &n_conv, ssm.data(), &n_ssm,
+                                    nullptr),
+            MAMBA_EDGE_OK);
+  return ssm;
+}
+
+// |a - b| / |b|.
+double distance(const Floats& a, const Floats& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
+    size += double{b[i]} * b[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+// Whole blocks of 64 tokens may be read in the dual form: for any number of groups, heads of an odd number of
+// channel blocks, any norm, and a text that starts anywhere. The first layer reads the same bits either way, so
+// its state differs by the kernel's own roundings only: two factors of each term, to 2^-8 of it each,
+// which for terms of random signs are at most 2^-7 of the whole. Logits move by less than int8 moved them.
+TEST(CApiDualForm, IsNearTheRecurrence) {
+  ModelConfig config = small_mamba2();
+  config.d_model = 64;
+  config.mamba2.d_inner = 192;
+  config.mamba2.d_state = 32;
+  config.mamba2.headdim = 48;
+  for (const auto& [groups, gated_norm, norm_first] :
+       {std::tuple(1u, 1u, 0u), {2u, 1u, 0u}, {4u, 2u, 1u}, {2u, 0u, 0u}}) {
+    SCOPED_TRACE(testing::Message() << groups << " groups, norm " << gated_norm << norm_first);
+    config.mamba2.n_groups = groups;
+    config.mamba2.gated_norm = gated_norm;
+    config.mamba2.norm_before_gate = norm_first;
+    const ModelPtr model = open_model(config, WeightType::int8);
+    const ModelPtr f32 = open_model(config, WeightType::f32);
+    const auto first = some_tokens(5, 1), rest = some_tokens(2 * kDualTokens + 9);
+    const auto read = [&](const ModelPtr& of, const Options& options, Floats* all) {
+      const size_t bytes = required(of, options);
+      auto arena = std::make_unique<Guarded<uint8_t>>(bytes);
+      SessionPtr session = make_session(of, options, arena->data(), bytes);
+      take(session, first);
+      all->resize(rest.size() * config.n_vocab);
+      take(session, rest, all->data());
+      return std::pair(ssm_state_of(session, 0), state_of(session, of));
+    };
+    Options options = {};
+    options.chunk = 256;
+    options.same_bits = 1;
+    Floats exact, expected, all;
+    const auto [exact_ssm, exact_state] = read(model, options, &exact);
+    read(f32, options, &expected);
+    options.same_bits = 0;
+    const auto [ssm, state] = read(model, options, &all);
+    const bool dual = select_table(nullptr)->mamba2_dual != nullptr;
+    EXPECT_EQ(state != exact_state, dual);
+    EXPECT_EQ(distance(ssm, exact_ssm) > 0, dual);
+    EXPECT_LE(distance(ssm, exact_ssm), 0x1p-7);
+    EXPECT_LE(distance(all, exact), distance(exact, expected));
+    options.n_threads = 3;
+    EXPECT_EQ(read(model, options, &exact).second, state);
+    // A model of floats has nothing to gain.
+    options.same_bits = 1;
+    const Bytes floats = read(f32, options, &expected).second;
+    options.same_bits = 0;
+    EXPECT_EQ(read(f32, options, &expected).second, floats);
+  }
 }
 
 // Memory is the same after 3,000 tokens as after 10.
