@@ -288,6 +288,55 @@ void scan(benchmark::State& state, const KernelTable* k, const ModelConfig& conf
                           static_cast<int64_t>(elements));
 }
 
+// kDualTokens tokens of one layer in the dual form: what the heads of all groups share, or the scan of all heads.
+// Rows are as far apart as in_proj's output has them.
+void dual(benchmark::State& state, const KernelTable* k, const ModelConfig& config, bool prepare) {
+  const Layout l(config);
+  const size_t groups = config.mamba2.n_groups, heads = config.mamba2.n_heads;
+  const size_t headdim = config.mamba2.headdim,
+               stride = round_up<size_t>(l.in_proj_rows, kTileRows);
+  const size_t group_floats = dual_group_floats(l.d_state);
+  Buffer<float> proj(kDualTokens * stride, 0.1f), y(kDualTokens * l.inner), d(l.inner, 1.0f);
+  Buffer<float> h(l.inner * l.d_state, 0.1f), group(groups * group_floats);
+  Mamba2DualPrepareArgs shared;
+  shared.bc_stride = stride;
+  shared.d_state = l.d_state;
+  const auto prepare_all = [&] {
+    for (size_t g = 0; g < groups; ++g) {
+      shared.b = proj.data() + l.in_b + g * l.d_state;
+      shared.c = proj.data() + l.in_c + g * l.d_state;
+      shared.group = group.data() + g * group_floats;
+      k->mamba2_dual_prepare(shared);
+    }
+  };
+  Mamba2DualArgs args;
+  args.a = -1;
+  args.dt_stride = args.x_stride = stride;
+  args.y_stride = l.inner;
+  args.d_state = l.d_state;
+  args.blocks = headdim / kTileRows;
+  prepare_all();
+  for (auto _ : state) {
+    if (prepare) {
+      prepare_all();
+    } else {
+      for (size_t head = 0; head < heads; ++head) {
+        const size_t c = head * headdim;
+        args.state = h.data() + c * l.d_state;
+        args.group = group.data() + head / (heads / groups) * group_floats;
+        args.d = d.data() + c;
+        args.dt = proj.data() + l.in_dt + head;
+        args.x = proj.data() + l.in_x + c;
+        args.y = y.data() + c;
+        k->mamba2_dual(args);
+      }
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) *
+                          static_cast<int64_t>(kDualTokens * (prepare ? groups : heads)));
+}
+
 // ---- what is measured
 
 struct Layer {
@@ -330,6 +379,9 @@ class Registry {
     const std::string name = kernel + "/" + k->isa + (rest.empty() ? "" : "/" + rest);
     return benchmark::RegisterBenchmark(name.c_str(), std::forward<Args>(args)...);
   }
+
+  // A kernel that not every table has.
+  void may_be_missing(const std::string& kernel) { kernels_.insert(kernel); }
 
   // A kernel without a benchmark is a mistake of whoever added it.
   void require_all() const {
@@ -383,6 +435,8 @@ void register_layers(Registry& registry, const KernelTable* k, const std::string
 
 const bool registered = [] {
   Registry registry;
+  registry.may_be_missing("mamba2_dual_prepare");
+  registry.may_be_missing("mamba2_dual");
   size_t n = 0;
   const KernelTable* const* tables = available_tables(&n);
   for (size_t i = 0; i < n; ++i) {
@@ -404,6 +458,15 @@ const bool registered = [] {
     }
     registry.add("conv_silu", k, "", conv, k);
     registry.add("peak_i8", k, "", peak, k);
+    if (k->mamba2_dual != nullptr) {
+      for (const std::string model : {"mamba2-370m", "mamba-codestral-7b"}) {
+        const ModelConfig config = tools::synthetic_config(model);
+        registry.add("mamba2_dual_prepare", k, model, dual, k, config, true)
+            ->Unit(benchmark::kMicrosecond);
+        registry.add("mamba2_dual", k, model, dual, k, config, false)
+            ->Unit(benchmark::kMicrosecond);
+      }
+    }
     for (const std::string model : {"mamba-130m", "mamba-370m", "mamba2-130m", "mamba2-370m"}) {
       const ModelConfig config = tools::synthetic_config(model);
       for (const StateType type : {StateType::f32, StateType::f16, StateType::int8}) {
