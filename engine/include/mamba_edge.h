@@ -122,11 +122,11 @@ typedef struct mamba_edge_session_options {
   void* parallel_for_user;
   int state_type; /* a mamba_edge_state_type */
   int batch; /* texts that mamba_edge_step_batch may take with this session in the lead; 0: none */
-  int same_bits; /* 1: a text gives the same bits read at once, in any pieces, or token by token. 0: prefill
-                    of quantised Mamba-2 models may take blocks of 64 tokens with other roundings where
-                    that is faster (on CPUs with AMX, fp32 states, chunks from 64): further from step's
-                    results than rounding alone, by less than what the quantisation of the weights
-                    and activations changes */
+  int same_bits; /* 1: a text gives the same bits read at once, in any pieces, or token by token. 0: where
+                    that is faster (CPUs with AMX, fp32 states, chunks from 64), prefill of quantised
+                    Mamba-2 models takes blocks of 64 tokens in another form, whose results differ from
+                    step's by more than the order of sums, but by less than what quantising the
+                    weights and activations changed */
 } mamba_edge_session_options;
 
 /* Bytes of arena that a session needs; depends on the model's config and the options only. */

@@ -947,6 +947,7 @@ struct Kernels {
     }
   }
 
+  // Only tables with tiles have these.
   static constexpr Mamba2DualPrepare* mamba2_dual_prepare = nullptr;
   static constexpr Mamba2Dual* mamba2_dual = nullptr;
 

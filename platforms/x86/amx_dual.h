@@ -109,15 +109,14 @@ ME_INLINE void zero_sums() {
   _tile_zero(3);
 }
 
+// On the stack of a caller's thread, too, as DualBuffers.
 struct DualPrepareBuffers {
-  alignas(64) uint16_t b_rows[kDualTokens * kMaxDualStates];  // [64][n]
-  alignas(64)
-      uint32_t by_token[kDualTokens / kPairInputs * kMaxDualStates];  // [32][n], pairs of tokens
-  alignas(64)
-      uint32_t b_pairs[kMaxDualStates / kPairInputs * kDualTokens];  // [n / 2][64], pairs of states
+  // B as [64][n]; pairs of tokens of it, [32][n]; pairs of states of it, [n / 2][64].
+  alignas(64) uint16_t b_rows[kDualTokens * kMaxDualStates];
+  alignas(64) uint32_t by_token[kDualTokens / kPairInputs * kMaxDualStates];
+  alignas(64) uint32_t b_pairs[kMaxDualStates / kPairInputs * kDualTokens];
 };
-static_assert(sizeof(DualPrepareBuffers) <= size_t{112}
-                                                << 10);  // on the stack of a caller's thread, too
+static_assert(sizeof(DualPrepareBuffers) <= size_t{112} << 10);
 
 void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
   const size_t n = args.d_state;
@@ -178,9 +177,9 @@ void mamba2_dual_prepare(const Mamba2DualPrepareArgs& args) {
 // What a head's 64 tokens and up to 64 channels need on the way.
 struct DualBuffers {
   alignas(64) uint16_t m[kDualTokens][kDualTokens];
-  alignas(64) uint16_t x[kMaxDualBlocks][kDualTokens / kPairInputs][kDualInputs];  // B operands
-  alignas(
-      64) uint16_t w_x[kMaxDualBlocks][kDualTokens / kPairInputs][kDualInputs];  // the same of w x
+  // B operands: x, w x, and the state before.
+  alignas(64) uint16_t x[kMaxDualBlocks][kDualTokens / kPairInputs][kDualInputs];
+  alignas(64) uint16_t w_x[kMaxDualBlocks][kDualTokens / kPairInputs][kDualInputs];
   alignas(64) uint16_t h[kMaxDualBlocks][kMaxDualStates / kPairInputs][kDualInputs];
   alignas(64) float sums[2][kMaxDualBlocks / 2][kTileSize][kTileSize];
   alignas(64) float log_decay[kDualTokens];  // l
@@ -245,7 +244,7 @@ void dual_mixture(const float* g, DualBuffers& f) {
   }
 }
 
-// x and w x of R blocks.
+// x and w x of all blocks.
 ME_INLINE void dual_inputs(const Mamba2DualArgs& args, DualBuffers& f) {
   for (size_t s = 0; s < kDualTokens; s += kPairInputs) {
     const float* x = args.x + s * args.x_stride;
