@@ -14,7 +14,7 @@ struct CpuFeatures {
   bool avx_vnni = false;     // with avx2
   bool avx512 = false;       // F, BW, DQ and VL
   bool avx512_vnni = false;  // with avx512
-  bool amx = false;          // its int8 and bfloat16, with avx512_vnni; a process must still ask
+  bool amx = false;          // int8 and bfloat16, with avx512_vnni; needs permission
   // 64-bit Arm
   bool neon = false;
   bool dotprod = false;

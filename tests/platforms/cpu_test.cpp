@@ -67,8 +67,8 @@ TEST(Cpu, IsConsistent) {
   std::printf(
       "cpu: sse2 %d avx2 %d avx_vnni %d avx512 %d avx512_vnni %d amx %d | neon %d dotprod %d "
       "i8mm %d sve %d\n",
-      cpu.sse2, cpu.avx2, cpu.avx_vnni, cpu.avx512, cpu.avx512_vnni, cpu.amx, cpu.neon,
-      cpu.dotprod, cpu.i8mm, cpu.sve);
+      cpu.sse2, cpu.avx2, cpu.avx_vnni, cpu.avx512, cpu.avx512_vnni, cpu.amx, cpu.neon, cpu.dotprod,
+      cpu.i8mm, cpu.sve);
 }
 
 }  // namespace
