@@ -22,7 +22,6 @@ namespace {
 constexpr size_t kPairInputs = 2;  // of a 32-bit number of an operand
 constexpr size_t kDualInputs = kTileSize * kPairInputs;
 constexpr size_t kDualTiles = kDualTokens / kTileSize;
-constexpr long kTileBytes = kTileSize * sizeof(float);  // of a row
 
 // What Mamba2DualPrepare writes, for d_state = n: A operands c [64][n] and b [n][64] in bfloat16, and
 // g [64][64] in float, of which the tiles above the diagonal are not written.
@@ -62,7 +61,7 @@ ME_INLINE __m512i row_of(__m512 first, __m512 second) {
 void configure_dual() {
   TileConfig config;
   for (size_t i = 0; i < 8; ++i) {
-    config.row_bytes[i] = kTileBytes;
+    config.row_bytes[i] = kLineBytes;
     config.rows[i] = kTileSize;
   }
   load_config(config);
@@ -74,10 +73,10 @@ template <int R>
 ME_INLINE void dual_product(const uint16_t* a, size_t a_stride, const uint16_t* b, size_t b_apart) {
   const long stride = static_cast<long>(a_stride * sizeof(uint16_t));
   _tile_loadd(4, a, stride);
-  _tile_loadd(6, b, kTileBytes);
+  _tile_loadd(6, b, kLineBytes);
   _tile_dpbf16ps(0, 4, 6);
   if constexpr (R > 1) {
-    _tile_loadd(7, b + b_apart, kTileBytes);
+    _tile_loadd(7, b + b_apart, kLineBytes);
     _tile_dpbf16ps(1, 4, 7);
   }
   _tile_loadd(5, a + kTileSize * a_stride, stride);

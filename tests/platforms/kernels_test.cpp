@@ -1244,6 +1244,46 @@ TEST_P(Kernels, Mamba2Scan) {
   }
 }
 
+// What the dual form reads and writes, for one head. Prepared before its arguments are handed out.
+struct DualData {
+  size_t d_state, blocks, stride;
+  Floats state, group, d, dt, b, c, x;  // dt: every third number; b and c: rows of 2 * d_state
+
+  DualData(size_t d_state_in, size_t blocks_in)
+      : d_state(d_state_in),
+        blocks(blocks_in),
+        stride(blocks_in * 16 + 32),
+        state(blocks_in * 16 * d_state_in),
+        group(dual_group_floats(d_state_in)),
+        d(blocks_in * 16),
+        dt(kDualTokens * 3),
+        b(kDualTokens * bc_stride()),
+        c(kDualTokens * bc_stride()),
+        x(kDualTokens * stride) {}
+
+  size_t bc_stride() const { return 2 * d_state; }
+  Mamba2DualArgs prepare(const KernelTable& k, float a, float* y) {
+    k.mamba2_dual_prepare({.b = b.data(),
+                           .c = c.data(),
+                           .group = group.data(),
+                           .bc_stride = bc_stride(),
+                           .d_state = d_state});
+    Mamba2DualArgs args;
+    args.state = state.data();
+    args.group = group.data();
+    args.a = a;
+    args.d = d.data();
+    args.dt = dt.data();
+    args.dt_stride = 3;
+    args.x = x.data();
+    args.y = y;
+    args.x_stride = args.y_stride = stride;
+    args.d_state = d_state;
+    args.blocks = blocks;
+    return args;
+  }
+};
+
 // Against the recurrence in double, within the contract's bound: 2^-8 of a product's size for each factor
 // that was rounded to bfloat16 (y: C, B, their product with the decays, and x), and what is left of one more
 // for the decays, whose logarithms are sums of up to 64 * 150 in float32.
@@ -1262,29 +1302,18 @@ TEST_P(Kernels, Mamba2Dual) {
       for (size_t blocks = 1; blocks <= kMaxDualBlocks; ++blocks) {
         SCOPED_TRACE(testing::Message()
                      << "a " << decay.a << " d_state " << d_state << " blocks " << blocks);
-        const size_t channels = blocks * 16, bc_stride = 2 * d_state + 16, stride = channels + 32;
-        Floats state = floats(channels * d_state, -1, 1), d = floats(channels, -1, 1);
-        const Floats b = floats(kTokens * bc_stride, -1, 1), c = floats(kTokens * bc_stride, -1, 1);
-        const Floats x = floats(kTokens * stride, -3, 3), start = state;
-        const Floats dt = floats(kTokens * 3, decay.low, decay.high);
-        Floats group(dual_group_floats(d_state)), y(kTokens * stride);
-        k.mamba2_dual_prepare({.b = b.data(),
-                               .c = c.data(),
-                               .group = group.data(),
-                               .bc_stride = bc_stride,
-                               .d_state = d_state});
-        Mamba2DualArgs args;
-        args.state = state.data();
-        args.group = group.data();
-        args.a = decay.a;
-        args.d = d.data();
-        args.dt = dt.data();
-        args.dt_stride = 3;
-        args.x = x.data();
-        args.y = y.data();
-        args.x_stride = args.y_stride = stride;
-        args.d_state = d_state;
-        args.blocks = blocks;
+        DualData data(d_state, blocks);
+        const size_t channels = blocks * 16, bc_stride = data.bc_stride(), stride = data.stride;
+        fill(data.state, -1, 1);
+        fill(data.d, -1, 1);
+        fill(data.b, -1, 1);
+        fill(data.c, -1, 1);
+        fill(data.x, -3, 3);
+        fill(data.dt, decay.low, decay.high);
+        const Floats &d = data.d, &b = data.b, &c = data.c, &x = data.x, &dt = data.dt;
+        const Floats start = data.state, &state = data.state;
+        Floats y(kTokens * stride);
+        const Mamba2DualArgs args = data.prepare(k, decay.a, y.data());
         k.mamba2_dual(args);
         const auto at = [&](size_t ch, size_t n) { return (ch / 16 * d_state + n) * 16 + ch % 16; };
         for (size_t ch = 0; ch < channels; ++ch) {
@@ -1332,31 +1361,21 @@ TEST_P(Kernels, Mamba2Dual) {
 // What is not finite stays visible.
 TEST_P(Kernels, Mamba2DualKeepsNanVisible) {
   if (k.mamba2_dual == nullptr) return;
-  constexpr size_t kStates = 32;
-  const Floats b = floats(kDualTokens * kStates, -1, 1), c = floats(kDualTokens * kStates, -1, 1);
   for (const bool in_dt : {false, true}) {
-    Floats state = floats(16 * kStates, -1, 1), x = floats(kDualTokens * 16, -1, 1);
-    Floats dt = floats(kDualTokens, 0, 1), group(dual_group_floats(kStates)), d = floats(16, -1, 1);
-    (in_dt ? dt[5] : x[5 * 16 + 3]) = kNan;
-    k.mamba2_dual_prepare({.b = b.data(),
-                           .c = c.data(),
-                           .group = group.data(),
-                           .bc_stride = kStates,
-                           .d_state = kStates});
-    Mamba2DualArgs args;
-    args.state = state.data();
-    args.group = group.data();
-    args.a = -1;
-    args.d = d.data();
-    args.dt = dt.data();
-    args.dt_stride = 1;
-    args.x = args.y = x.data();
-    args.x_stride = args.y_stride = 16;
-    args.d_state = kStates;
-    args.blocks = 1;
-    k.mamba2_dual(args);
-    for (size_t t = 5; t < kDualTokens; ++t) EXPECT_TRUE(std::isnan(x[t * 16 + 3])) << t;
-    for (size_t n = 0; n < kStates; ++n) EXPECT_TRUE(std::isnan(state[n * 16 + 3])) << n;
+    DualData data(32, 1);
+    fill(data.state, -1, 1);
+    fill(data.b, -1, 1);
+    fill(data.c, -1, 1);
+    fill(data.x, -1, 1);
+    fill(data.dt, 0, 1);
+    (in_dt ? data.dt[5 * 3] : data.x[5 * data.stride + 3]) = kNan;
+    k.mamba2_dual(data.prepare(k, -1, data.x.data()));
+    for (size_t t = 5; t < kDualTokens; ++t) {
+      EXPECT_TRUE(std::isnan(data.x[t * data.stride + 3])) << t;
+    }
+    for (size_t n = 0; n < data.d_state; ++n) {
+      EXPECT_TRUE(std::isnan(data.state[n * 16 + 3])) << n;
+    }
   }
 }
 
