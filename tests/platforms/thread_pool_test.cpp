@@ -73,27 +73,44 @@ TEST(ThreadPool, PublishesBetweenJobs) {
   }
 }
 
-// A thread goes through its own third from the front, and takes the others' pieces from the back.
+// Whether the caller took the pieces in the order that a team of `threads` takes them in: its own run from the
+// front, then each of the others' from the back.
+bool keeps_to_runs(const std::vector<size_t>& taken, size_t n, size_t threads) {
+  const auto run_of = [&](size_t i) {
+    size_t run = 0;
+    while (i >= n * (run + 1) / threads) ++run;
+    return run;
+  };
+  for (size_t i = 1; i < taken.size(); ++i) {
+    const size_t run = run_of(taken[i]), before = run_of(taken[i - 1]);
+    if (run == 0) {
+      if (taken[i] != taken[i - 1] + 1) return false;
+    } else if (run < before || (run == before && taken[i] > taken[i - 1])) {
+      return false;
+    }
+  }
+  return true;
+}
+
 TEST(ThreadPool, KeepsEveryThreadInItsOwnRun) {
   PoolOwner pool(3);
   const pthread_t caller = pthread_self();
   size_t seen = 0;
   for (int job = 0; job < 200; ++job) {
     std::vector<size_t> mine;
+    std::atomic<int> theirs{0};
     pool.run(99, [&](size_t i) {
-      if (pthread_equal(pthread_self(), caller) != 0) mine.push_back(i);
+      if (pthread_equal(pthread_self(), caller) != 0) {
+        mine.push_back(i);
+      } else if (theirs.fetch_add(1) == 0 && job == 100) {
+        usleep(5000);  // seems to have lost its core, so that two share the jobs that follow
+      }
     });
     seen += mine.size();              // none, where the system ran only the others meanwhile
     if (mine.size() == 99) continue;  // the others were left out, or slept
-    for (size_t i = 1; i < mine.size(); ++i) {
-      if (mine[i - 1] < 33 && mine[i] < 33) {
-        ASSERT_EQ(mine[i], mine[i - 1] + 1);
-      } else {
-        ASSERT_GE(mine[i], 33u);  // never back to its own
-        const bool same_run = mine[i] / 33 == mine[i - 1] / 33;
-        ASSERT_TRUE(!same_run || mine[i] < mine[i - 1]);
-      }
-    }
+    // Of the three one may be left out for a while.
+    ASSERT_TRUE(keeps_to_runs(mine, 99, 3) || keeps_to_runs(mine, 99, 2))
+        << testing::PrintToString(mine);
   }
   EXPECT_GT(seen, 0u);
 }
