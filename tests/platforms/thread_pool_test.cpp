@@ -8,7 +8,6 @@
 #include <atomic>
 #include <memory>
 #include <numeric>
-#include <set>
 #include <thread>
 #include <vector>
 
@@ -119,7 +118,6 @@ TEST(ThreadPool, UsesItsWorkers) {
   PoolOwner pool(2);
   // Each of two pieces waits until the other has begun, which takes two threads.
   std::atomic<int> begun{0};
-  std::set<pthread_t> ids;
   pthread_t who[2];
   pool.run(2, [&](size_t i) {
     who[i] = pthread_self();
