@@ -13,7 +13,8 @@
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
 //   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
-//     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 or int4.
+//     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 (zero 128) or int4; R is
+//     kIntBlocks, or 1 for what is left.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -289,6 +290,16 @@ struct Kernels {
     }
   }();
 
+  // Whether T tokens are for dot_blocks.
+  template <int T, WeightType kType>
+  static constexpr bool kInBlocks = [] {
+    if constexpr (requires { Isa::kIntBlocks; }) {
+      return is_common(kType) && T == kTokens<kType>;
+    } else {
+      return false;
+    }
+  }();
+
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
   template <int T, int R, WeightType kType>
   static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
@@ -298,14 +309,22 @@ struct Kernels {
     const size_t group = shape.group;
     const size_t groups = shape.groups();
     const size_t group_bytes = group * properties(kType).bits * kTileRows / 8;
-    constexpr int32_t kZero = kType == WeightType::int8 ? Isa::kZero8 : properties(kType).zero();
+    constexpr int32_t kZero = kType != WeightType::int8 ? properties(kType).zero()
+                              : kInBlocks<T, kType>     ? 128
+                                                        : Isa::kZero8;
 
     V acc[R][T];
     const int8_t* q[T];
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       ME_UNROLL
-      for (int r = 0; r < R; ++r) acc[r][t] = V::broadcast(0.0f);
+      for (int r = 0; r < R; ++r) {
+        acc[r][t] = V::broadcast(0.0f);
+        // Many tokens' results are more than the caches hold.
+        if constexpr (T > 1) {
+          __builtin_prefetch(out + r * kTileRows + (t0 + static_cast<size_t>(t)) * out_stride, 1);
+        }
+      }
       q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
     }
     for (size_t g = 0; g < groups; ++g) {
@@ -316,7 +335,7 @@ struct Kernels {
         ME_UNROLL
         for (int r = 0; r < R; ++r) dot[r][t] = Isa::broadcast_int(-kZero * x.sum[at]);
       }
-      if constexpr (R > 1) {
+      if constexpr (kInBlocks<T, kType>) {
         Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, dot[0]);
       } else if constexpr (kType == WeightType::int8) {
         Isa::template dot_i8<T>(w, group, q, dot[0]);

@@ -7,7 +7,9 @@
 namespace mamba_edge {
 namespace {
 
-struct Avx512Isa : Avx512Lanes, X86Dot<Avx512Registers, Avx512> {};
+struct Avx512Isa : Avx512Lanes, X86Dot<Avx512Registers, Avx512> {
+  static constexpr int kIntBlocks = 2;
+};
 
 }  // namespace
 

@@ -78,6 +78,77 @@ struct X86Dot {
     }
   }
 
+  // Many tokens, dot[N][T]: the activations of a group are widened once for N row blocks and the weights
+  // once for T tokens, which leaves two multiplications and two additions for kRegBytes products.
+  template <int T, int N, WeightType kType>
+  static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
+                                   const int8_t* const* q, Ints* dot) {
+    if constexpr (kType != WeightType::int8) {
+      for (int r = 0; r < N; ++r, w += block_bytes) dot_planes<T, kType>(w, inputs, q, dot + r * T);
+      return;
+    } else {
+      alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
+      for (int t = 0; t < T; ++t) {
+        size_t i = 0;
+        for (; i + kRegBytes <= inputs; i += kRegBytes) widen<R>(q[t], i, even[t], odd[t]);
+        for (; i < inputs; i += kGroupMultiple) widen<Sse2Registers>(q[t], i, even[t], odd[t]);
+      }
+      // The weights of a group lie together, and the next block's somewhere else.
+      const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
+      const auto block = static_cast<ptrdiff_t>(block_bytes);
+      for (int r = 0; r < N; ++r, w += block, dot += T) {
+        dot_wide<T>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd, dot);
+      }
+    }
+  }
+
+  // kRegBytes inputs of H, from i on, as pairs of 16 bits.
+  template <typename H>
+  static ME_INLINE void widen(const int8_t* q, size_t i, int32_t* even, int32_t* odd) {
+    const typename H::Reg a = H::load_inputs(q + i);
+    H::store(even + i / kStepInputs,
+             H::template shift_right_signed<8>(H::template shift_left<8>(a)));
+    H::store(odd + i / kStepInputs, H::template shift_right_signed<8>(a));
+  }
+
+  // A group of one row block. `next`: from here to what will be read then.
+  template <int T>
+  static ME_INLINE void dot_wide(const uint8_t* w, ptrdiff_t next, size_t inputs,
+                                 const int32_t (*even)[kMaxGroup / kStepInputs],
+                                 const int32_t (*odd)[kMaxGroup / kStepInputs], Ints* dot) {
+    const Reg low_byte = R::set(0x00ff00ff);
+    Reg acc[T][kRegs];
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
+    }
+    for (size_t i = 0; i < inputs / kStepInputs; ++i, w += kLineBytes) {
+      __builtin_prefetch(w + kFarAhead, 0, 2);
+      __builtin_prefetch(w + next, 0, 3);
+      Reg low[kRegs], high[kRegs];
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r) {
+        const Reg bytes = R::load(w + r * kRegBytes);
+        low[r] = R::bit_and(bytes, low_byte);
+        high[r] = R::template shift_right<8>(bytes);
+      }
+      ME_UNROLL
+      for (int t = 0; t < T; ++t) {
+        const Reg a = R::set(even[t][i]), b = R::set(odd[t][i]);
+        ME_UNROLL
+        for (int r = 0; r < kRegs; ++r) {
+          acc[t][r] = R::add_madd(R::add_madd(acc[t][r], low[r], a), high[r], b);
+        }
+      }
+    }
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r) dot[t].v[r] = acc[t][r];
+    }
+  }
+
   // Four steps of one register times T tokens.
   template <int T, uint32_t kBits>
   static ME_INLINE void multiply_steps(const Reg (&steps)[kPartSteps], int r,
