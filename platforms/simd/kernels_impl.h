@@ -14,7 +14,7 @@
 //     zero (dot_i8: kZero8).
 //   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
 //     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 (zero 128) or int4; R is
-//     kIntBlocks, or 1 for what is left.
+//     kIntBlocks or, for what is left, a smaller power of two.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -381,19 +381,23 @@ struct Kernels {
     });
   }
 
+  // Row blocks [r, end), R at a time, and what is left by halves of R.
+  template <int R, WeightType kType>
+  static ME_INLINE void quantised_range(const Matrix& w, size_t r, size_t end,
+                                        const QuantisedRows& x, size_t tokens, float* out,
+                                        size_t out_stride) {
+    for (; r + R <= end; r += R) quantised_blocks<R, kType>(w, r, x, tokens, out, out_stride);
+    if constexpr (R > 1) quantised_range<R / 2, kType>(w, r, end, x, tokens, out, out_stride);
+  }
+
   template <WeightType kType>
   static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
                                size_t tokens, float* out, size_t out_stride) {
-    // Few tokens read the weights as one stream.
-    constexpr int kTogether = kBlocks<kType>;
-    const bool together = tokens >= kTokens<kType>;
-    size_t r = begin;
-    if (kTogether > 1 && together) {
-      for (; r + kTogether <= end; r += kTogether) {
-        quantised_blocks<kTogether, kType>(w, r, x, tokens, out, out_stride);
-      }
+    if (tokens >= kTokens<kType>) {
+      quantised_range<kBlocks<kType>, kType>(w, begin, end, x, tokens, out, out_stride);
+    } else {  // few tokens read the weights as one stream
+      quantised_range<1, kType>(w, begin, end, x, tokens, out, out_stride);
     }
-    for (; r < end; ++r) quantised_blocks<1, kType>(w, r, x, tokens, out, out_stride);
   }
 
   // As kernels.inc calls them.
