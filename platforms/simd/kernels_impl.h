@@ -390,12 +390,15 @@ struct Kernels {
     if constexpr (R > 1) quantised_range<R / 2, kType>(w, r, end, x, tokens, out, out_stride);
   }
 
+  // Up to so many tokens wait for the memory, which is fastest where it is read as one stream.
+  static constexpr size_t kStreamTokens = 16;
+
   template <WeightType kType>
   static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
                                size_t tokens, float* out, size_t out_stride) {
-    if (tokens >= kTokens<kType>) {
+    if (tokens > kStreamTokens) {
       quantised_range<kBlocks<kType>, kType>(w, begin, end, x, tokens, out, out_stride);
-    } else {  // few tokens read the weights as one stream
+    } else {
       quantised_range<1, kType>(w, begin, end, x, tokens, out, out_stride);
     }
   }

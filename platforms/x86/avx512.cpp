@@ -8,7 +8,7 @@ namespace mamba_edge {
 namespace {
 
 struct Avx512Isa : Avx512Lanes, X86Dot<Avx512Registers, Avx512> {
-  static constexpr int kIntBlocks = 2;
+  static constexpr int kIntBlocks = 4;
 };
 
 }  // namespace
