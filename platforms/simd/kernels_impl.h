@@ -12,8 +12,8 @@
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
-//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, dot): optional, the same for R row
-//     blocks at a time, dot[R][T], where there are kIntTokens tokens of int8 (zero 128) or int4; R is
+//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the same for
+//     R row blocks, which calls finish(r, dot) with the sums on start(t) of each, where there are kIntTokens tokens of int8 (zero 128) or int4; R is
 //     kIntBlocks or, for what is left, a smaller power of two.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
@@ -328,29 +328,30 @@ struct Kernels {
       q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
     }
     for (size_t g = 0; g < groups; ++g) {
-      Ints dot[R][T];
-      ME_UNROLL
-      for (int t = 0; t < T; ++t) {
-        const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
-        ME_UNROLL
-        for (int r = 0; r < R; ++r) dot[r][t] = Isa::broadcast_int(-kZero * x.sum[at]);
-      }
-      if constexpr (kInBlocks<T, kType>) {
-        Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, dot[0]);
-      } else if constexpr (kType == WeightType::int8) {
-        Isa::template dot_i8<T>(w, group, q, dot[0]);
-      } else {
-        Isa::template dot_planes<T, kType>(w, group, q, dot[0]);
-      }
-      ME_UNROLL
-      for (size_t r = 0; r < R; ++r) {
+      const auto start = [&](size_t t) {
+        return Isa::broadcast_int(-kZero * x.sum[(t0 + t) * x.group_stride + g]);
+      };
+      const auto finish = [&](size_t r, const Ints(&dot)[T]) {
         const V ws = Isa::from_f16(reinterpret_cast<const uint16_t*>(block + r * block_bytes) +
                                    g * kTileRows);
         ME_UNROLL
         for (int t = 0; t < T; ++t) {
           const size_t at = (t0 + static_cast<size_t>(t)) * x.group_stride + g;
-          acc[r][t] = V::fma(ws * V::broadcast(x.scale[at]), V::from_int(dot[r][t]), acc[r][t]);
+          acc[r][t] = V::fma(ws * V::broadcast(x.scale[at]), V::from_int(dot[t]), acc[r][t]);
         }
+      };
+      if constexpr (kInBlocks<T, kType>) {
+        Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, start, finish);
+      } else {
+        Ints dot[T];
+        ME_UNROLL
+        for (int t = 0; t < T; ++t) dot[t] = start(static_cast<size_t>(t));
+        if constexpr (kType == WeightType::int8) {
+          Isa::template dot_i8<T>(w, group, q, dot);
+        } else {
+          Isa::template dot_planes<T, kType>(w, group, q, dot);
+        }
+        finish(0, dot);
       }
       ME_UNROLL
       for (int t = 0; t < T; ++t) q[t] += group;

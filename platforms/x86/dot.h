@@ -78,15 +78,13 @@ struct X86Dot {
     }
   }
 
-  // Many tokens, dot[N][T]: the activations of a group are widened once for N row blocks and the weights
-  // once for T tokens, which leaves two multiplications and two additions for kRegBytes products.
-  template <int T, int N, WeightType kType>
+  // Many tokens: the activations of a group are widened once for N row blocks and the weights once for T
+  // tokens, which leaves two multiplications and two additions for kRegBytes products.
+  template <int T, int N, WeightType kType, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, Ints* dot) {
-    if constexpr (kType != WeightType::int8) {
-      for (int r = 0; r < N; ++r, w += block_bytes) dot_planes<T, kType>(w, inputs, q, dot + r * T);
-      return;
-    } else {
+                                   const int8_t* const* q, const Start& start,
+                                   const Finish& finish) {
+    if constexpr (kType == WeightType::int8) {
       alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
       for (int t = 0; t < T; ++t) {
         size_t i = 0;
@@ -96,8 +94,20 @@ struct X86Dot {
       // The weights of a group lie together, and the next block's somewhere else.
       const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
       const auto block = static_cast<ptrdiff_t>(block_bytes);
-      for (int r = 0; r < N; ++r, w += block, dot += T) {
+      for (size_t r = 0; r < N; ++r, w += block) {
+        Ints dot[T];
+        ME_UNROLL
+        for (size_t t = 0; t < T; ++t) dot[t] = start(t);
         dot_wide<T>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd, dot);
+        finish(r, dot);
+      }
+    } else {
+      for (size_t r = 0; r < N; ++r, w += block_bytes) {
+        Ints dot[T];
+        ME_UNROLL
+        for (size_t t = 0; t < T; ++t) dot[t] = start(t);
+        dot_planes<T, kType>(w, inputs, q, dot);
+        finish(r, dot);
       }
     }
   }

@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "platforms/simd/planes.h"
@@ -43,21 +44,23 @@ struct VnniDot {
     return R::set(v);
   }
 
-  // Many tokens, dot[N][T]: N row blocks share the broadcasts of the inputs, without which the loads
+  // Many tokens: N row blocks share the broadcasts of the inputs, without which the loads
   // would take longer than the products. High nibbles are shifted down, which is little for so many
   // products, and leaves registers for more of them.
-  template <int T, int N, WeightType kType>
+  template <int T, int N, WeightType kType, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, Ints* dot) {
+                                   const int8_t* const* q, const Start& start,
+                                   const Finish& finish) {
     constexpr int kBits = properties(kType).bits;
     constexpr size_t kSteps = 8 / kBits;  // in 64 bytes: 1 or 2
     Reg acc[N][T][kRegs];
     ME_UNROLL
-    for (int r = 0; r < N; ++r) {
+    for (size_t t = 0; t < T; ++t) {
+      const Ints first = start(t);
       ME_UNROLL
-      for (int t = 0; t < T; ++t) {
+      for (int r = 0; r < N; ++r) {
         ME_UNROLL
-        for (int k = 0; k < kRegs; ++k) acc[r][t][k] = dot[r * T + t].v[k];
+        for (int k = 0; k < kRegs; ++k) acc[r][t][k] = first.v[k];
       }
     }
     for (size_t i = 0; i < inputs; i += kSteps * kStepInputs, w += kLineBytes) {
@@ -88,12 +91,14 @@ struct VnniDot {
       }
     }
     ME_UNROLL
-    for (int r = 0; r < N; ++r) {
+    for (size_t r = 0; r < N; ++r) {
+      Ints dot[T];
       ME_UNROLL
       for (int t = 0; t < T; ++t) {
         ME_UNROLL
-        for (int k = 0; k < kRegs; ++k) dot[r * T + t].v[k] = acc[r][t][k];
+        for (int k = 0; k < kRegs; ++k) dot[t].v[k] = acc[r][t][k];
       }
+      finish(r, dot);
     }
   }
 
@@ -186,7 +191,9 @@ struct VnniDot {
   template <int T>
   static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     if constexpr (T >= 4) {
-      dot_blocks<T, 1, WeightType::int4>(w, 0, inputs, q, dot);
+      dot_blocks<T, 1, WeightType::int4>(
+          w, 0, inputs, q, [&](size_t t) { return dot[t]; },
+          [&](size_t, const Ints(&sums)[T]) { std::copy_n(sums, T, dot); });
       return;
     }
     const Reg low_nibble = R::set(0x0f0f0f0f);
