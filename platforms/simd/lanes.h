@@ -31,9 +31,10 @@ constexpr int kLanes = 16;
 // Asks for what a stream will read soon: far ahead into the second cache, which has many more
 // requests in flight than the first, and then a short way ahead into the first. The hardware's own
 // prefetcher stops at every page of 4 KiB and leaves a third of the memory's speed unused (measured
-// on Emerald Rapids: 2 to 16 KiB and 0.5 to 2 KiB; one distance alone loses 5 to 10 %).
+// on Emerald Rapids: 2 to 16 KiB and 0.5 to 2 KiB are alike, one distance alone loses 5 to 10 %; on
+// Zen 4, 2 KiB instead of 1 gain a fifth in int8).
 constexpr size_t kFarAhead = 8192;
-constexpr size_t kNearAhead = 1024;
+constexpr size_t kNearAhead = 2048;
 ME_INLINE void read_ahead(const void* line) {
   __builtin_prefetch(static_cast<const char*>(line) + kFarAhead, 0, 2);
   __builtin_prefetch(static_cast<const char*>(line) + kNearAhead, 0, 3);
