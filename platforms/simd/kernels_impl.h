@@ -12,9 +12,9 @@
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
-//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the same for
-//     R row blocks, which calls finish(r, dot) with the sums on start(t) of each, where there are kIntTokens tokens of int8 (zero 128) or int4; R is
-//     kIntBlocks or, for what is left, a smaller power of two.
+//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the same
+//     for kIntTokens tokens of int8 (zero 128) or int4 and R row blocks, kIntBlocks of them or, for what
+//     is left, a smaller power of two. Sums begin with start(t); finish(r, dot) takes a row block's.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.

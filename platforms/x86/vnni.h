@@ -44,9 +44,9 @@ struct VnniDot {
     return R::set(v);
   }
 
-  // Many tokens: N row blocks share the broadcasts of the inputs, without which the loads
-  // would take longer than the products. High nibbles are shifted down, which is little for so many
-  // products, and leaves registers for more of them.
+  // Many tokens: N row blocks share the broadcasts of the inputs, without which the loads would take
+  // longer than the products. High nibbles are shifted down, which is little for so many products, and
+  // leaves registers for more of them.
   template <int T, int N, WeightType kType, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
                                    const int8_t* const* q, const Start& start,
