@@ -12,9 +12,10 @@
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
-//   kIntBlocks, dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the same
-//     for kIntTokens tokens of int8 (zero 128) or int4 and R row blocks, kIntBlocks of them or, for what
-//     is left, a smaller power of two. Sums begin with start(t); finish(r, dot) takes a row block's.
+//   int_blocks(type), dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the
+//     same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this type) or, for what
+//     is left, a smaller power of two. int8 has a zero of 128 here. Sums begin with start(t), and
+//     finish(r, dot) takes a row block's.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -280,25 +281,17 @@ struct Kernels {
     return n;
   }();
 
-  // Row blocks that are taken together with the largest number of tokens.
+  // Row blocks that are taken together with the largest number of tokens; 0: dot_blocks is not for them.
   template <WeightType kType>
   static constexpr int kBlocks = [] {
-    if constexpr (requires { Isa::kIntBlocks; }) {
-      return is_common(kType) ? Isa::kIntBlocks : 1;
+    if constexpr (requires { Isa::int_blocks(kType); }) {
+      return Isa::int_blocks(kType);
     } else {
-      return 1;
+      return 0;
     }
   }();
-
-  // Whether T tokens are for dot_blocks.
   template <int T, WeightType kType>
-  static constexpr bool kInBlocks = [] {
-    if constexpr (requires { Isa::kIntBlocks; }) {
-      return is_common(kType) && T == kTokens<kType>;
-    } else {
-      return false;
-    }
-  }();
+  static constexpr bool kInBlocks = kBlocks<kType> > 0 && T == kTokens<kType>;
 
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
   template <int T, int R, WeightType kType>
@@ -397,8 +390,9 @@ struct Kernels {
   template <WeightType kType>
   static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
                                size_t tokens, float* out, size_t out_stride) {
+    constexpr int kTogether = kBlocks < kType >> 1 ? kBlocks<kType> : 1;
     if (tokens > kStreamTokens) {
-      quantised_range<kBlocks<kType>, kType>(w, begin, end, x, tokens, out, out_stride);
+      quantised_range<kTogether, kType>(w, begin, end, x, tokens, out, out_stride);
     } else {
       quantised_range<1, kType>(w, begin, end, x, tokens, out, out_stride);
     }

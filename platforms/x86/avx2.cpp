@@ -8,7 +8,7 @@ namespace mamba_edge {
 namespace {
 
 struct Avx2Isa : Avx2Lanes, X86Dot<Avx2Registers, Avx2> {
-  static constexpr int kIntBlocks = 4;
+  static constexpr int int_blocks(WeightType type) { return type == WeightType::int8 ? 4 : 0; }
   static constexpr int32_t kZero8 = 0;  // dot_i8 takes the zero off the weights itself
 
   // `vpmaddubsw` on |activation| and weight * sign(activation): the sum of two products is at most

@@ -8,7 +8,7 @@ namespace mamba_edge {
 namespace {
 
 struct Avx512Isa : Avx512Lanes, X86Dot<Avx512Registers, Avx512> {
-  static constexpr int kIntBlocks = 4;
+  static constexpr int int_blocks(WeightType type) { return type == WeightType::int8 ? 4 : 0; }
 };
 
 }  // namespace

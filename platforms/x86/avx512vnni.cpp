@@ -21,7 +21,9 @@ struct Vnni512Registers : Avx512Registers {
 };
 
 struct Avx512VnniIsa : Avx512Lanes, VnniDot<Vnni512Registers, Avx512> {
-  static constexpr int kIntBlocks = 2;
+  static constexpr int int_blocks(WeightType type) {
+    return type == WeightType::int8 || type == WeightType::int4 ? 2 : 0;
+  }
 };
 
 }  // namespace

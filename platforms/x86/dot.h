@@ -84,31 +84,22 @@ struct X86Dot {
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
                                    const int8_t* const* q, const Start& start,
                                    const Finish& finish) {
-    if constexpr (kType == WeightType::int8) {
-      alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
-      for (int t = 0; t < T; ++t) {
-        size_t i = 0;
-        for (; i + kRegBytes <= inputs; i += kRegBytes) widen<R>(q[t], i, even[t], odd[t]);
-        for (; i < inputs; i += kGroupMultiple) widen<Sse2Registers>(q[t], i, even[t], odd[t]);
-      }
-      // The weights of a group lie together, and the next block's somewhere else.
-      const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
-      const auto block = static_cast<ptrdiff_t>(block_bytes);
-      for (size_t r = 0; r < N; ++r, w += block) {
-        Ints dot[T];
-        ME_UNROLL
-        for (size_t t = 0; t < T; ++t) dot[t] = start(t);
-        dot_wide<T>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd, dot);
-        finish(r, dot);
-      }
-    } else {
-      for (size_t r = 0; r < N; ++r, w += block_bytes) {
-        Ints dot[T];
-        ME_UNROLL
-        for (size_t t = 0; t < T; ++t) dot[t] = start(t);
-        dot_planes<T, kType>(w, inputs, q, dot);
-        finish(r, dot);
-      }
+    static_assert(kType == WeightType::int8);
+    alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
+    for (int t = 0; t < T; ++t) {
+      size_t i = 0;
+      for (; i + kRegBytes <= inputs; i += kRegBytes) widen<R>(q[t], i, even[t], odd[t]);
+      for (; i < inputs; i += kGroupMultiple) widen<Sse2Registers>(q[t], i, even[t], odd[t]);
+    }
+    // The weights of a group lie together, and the next block's somewhere else.
+    const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
+    const auto block = static_cast<ptrdiff_t>(block_bytes);
+    for (size_t r = 0; r < N; ++r, w += block) {
+      Ints dot[T];
+      ME_UNROLL
+      for (size_t t = 0; t < T; ++t) dot[t] = start(t);
+      dot_wide<T>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd, dot);
+      finish(r, dot);
     }
   }
 
