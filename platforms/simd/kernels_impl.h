@@ -311,7 +311,7 @@ struct Kernels {
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       ME_UNROLL
-      for (int r = 0; r < R; ++r) {
+      for (size_t r = 0; r < R; ++r) {
         acc[r][t] = V::broadcast(0.0f);
         // Many tokens' results are more than the caches hold.
         if constexpr (T > 1) {
