@@ -17,11 +17,7 @@ struct Avx2Isa : Avx2Lanes, X86Dot<Avx2Registers, Avx2> {
   static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     const __m256i zero = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
     __m256i acc[T][2];
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      acc[t][0] = dot[t].v[0];
-      acc[t][1] = dot[t].v[1];
-    }
+    load_sums(dot, acc);
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
       read_ahead(w);
       __m256i weights[2];
@@ -40,11 +36,7 @@ struct Avx2Isa : Avx2Lanes, X86Dot<Avx2Registers, Avx2> {
         }
       }
     }
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      dot[t].v[0] = acc[t][0];
-      dot[t].v[1] = acc[t][1];
-    }
+    store_sums(acc, dot);
   }
 };
 

@@ -42,14 +42,27 @@ struct X86Dot {
   }
 
   template <int T>
-  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
-    const Reg low_byte = R::set(0x00ff00ff);
-    Reg acc[T][kRegs];
+  static ME_INLINE void load_sums(const Ints* dot, Reg (&acc)[T][kRegs]) {
     ME_UNROLL
     for (int t = 0; t < T; ++t) {
       ME_UNROLL
       for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
     }
+  }
+  template <int T>
+  static ME_INLINE void store_sums(const Reg (&acc)[T][kRegs], Ints* dot) {
+    ME_UNROLL
+    for (int t = 0; t < T; ++t) {
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r) dot[t].v[r] = acc[t][r];
+    }
+  }
+
+  template <int T>
+  static ME_INLINE void dot_i8(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
+    const Reg low_byte = R::set(0x00ff00ff);
+    Reg acc[T][kRegs];
+    load_sums(dot, acc);
     for (size_t i = 0; i < inputs; i += kStepInputs, w += kTileRows * kStepInputs) {
       read_ahead(w);
       Reg even[kRegs], odd[kRegs];
@@ -71,11 +84,7 @@ struct X86Dot {
         }
       }
     }
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) dot[t].v[r] = acc[t][r];
-    }
+    store_sums(acc, dot);
   }
 
   // Many tokens: the activations of a group are widened once for N row blocks and the weights once for T
@@ -119,11 +128,7 @@ struct X86Dot {
                                  const int32_t (*odd)[kMaxGroup / kStepInputs], Ints* dot) {
     const Reg low_byte = R::set(0x00ff00ff);
     Reg acc[T][kRegs];
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
-    }
+    load_sums(dot, acc);
     for (size_t i = 0; i < inputs / kStepInputs; ++i, w += kLineBytes) {
       __builtin_prefetch(w + kFarAhead, 0, 2);
       __builtin_prefetch(w + next, 0, 3);
@@ -139,15 +144,11 @@ struct X86Dot {
         const Reg a = R::set(even[t][i]), b = R::set(odd[t][i]);
         ME_UNROLL
         for (int r = 0; r < kRegs; ++r) {
-          acc[t][r] = R::add_madd(R::add_madd(acc[t][r], low[r], a), high[r], b);
+          acc[t][r] = add_madd(add_madd(acc[t][r], low[r], a), high[r], b);
         }
       }
     }
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) dot[t].v[r] = acc[t][r];
-    }
+    store_sums(acc, dot);
   }
 
   // Four steps of one register times T tokens.
@@ -201,21 +202,13 @@ struct X86Dot {
                                    Ints* dot) {
     using Unit = Planes<kType>;
     Reg acc[T][kRegs];
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) acc[t][r] = dot[t].v[r];
-    }
+    load_sums(dot, acc);
     for (size_t i = 0; i < inputs; i += Unit::kInputs, w += Unit::kBytes) {
       read_unit_ahead<kType>(w);
       multiply_part<T, kType, 0>(w, q, i, acc);
       if constexpr (Unit::kParts > 1) multiply_part<T, kType, 1>(w, q, i + kGroupMultiple, acc);
     }
-    ME_UNROLL
-    for (int t = 0; t < T; ++t) {
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) dot[t].v[r] = acc[t][r];
-    }
+    store_sums(acc, dot);
   }
 };
 
