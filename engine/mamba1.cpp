@@ -54,8 +54,11 @@ void run_mamba1(const Step& step, uint32_t layer) {
   const size_t y_pieces = (l.inner + y_piece - 1) / y_piece;
   const Step::Ahead scan_ahead = {reinterpret_cast<const uint8_t*>(w.a),
                                   y_piece * l.d_state * sizeof(float), y_pieces};
-  step.parallel(w.x_proj.shape.row_blocks(), scan_ahead, [&](size_t block) {
-    step.matmul(w.x_proj, b.conv, block, block + 1, b.dbc, dbc_stride);
+  const size_t dbc_blocks = w.x_proj.shape.row_blocks();
+  const size_t dbc_pieces = step.is_many() ? std::min(dbc_blocks, step.threads()) : dbc_blocks;
+  step.parallel(dbc_pieces, scan_ahead, [&](size_t i) {
+    step.matmul(w.x_proj, b.conv, dbc_blocks * i / dbc_pieces, dbc_blocks * (i + 1) / dbc_pieces,
+                b.dbc, dbc_stride);
   });
 
   const size_t in_b = l.dt_rank, in_c = in_b + l.bc;

@@ -33,7 +33,7 @@ Step::Ahead Step::ahead(const Matrix& w, size_t rows_per_piece) {
 const uint8_t* Step::next_weights(const Matrix& w, size_t rows_per_piece, size_t i, size_t n,
                                   size_t bytes) const {
   // As ThreadPool shares pieces out.
-  const auto threads = static_cast<size_t>(session.options_.n_threads);
+  const size_t threads = this->threads();
   const size_t thread = ((i + 1) * threads - 1) / n;
   const size_t offset = (i - n * thread / threads) * bytes;
   const Ahead next = ahead(w, rows_per_piece);
@@ -42,6 +42,8 @@ const uint8_t* Step::next_weights(const Matrix& w, size_t rows_per_piece, size_t
   if (offset + bytes > (end - begin) * next.piece_bytes) return nullptr;
   return w.data + begin * next.piece_bytes + offset;
 }
+
+size_t Step::threads() const { return static_cast<size_t>(session.options_.n_threads); }
 
 void Step::run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const {
   const SessionOptions& options = session.options_;
@@ -133,7 +135,9 @@ void Step::norm_rows(const float* weight, const float* bias, const Matrix& reade
 void Step::project_out(uint32_t layer) const {
   const LayerWeights& w = model.weights.layers[layer];
   const size_t blocks = w.out_proj.shape.row_blocks();
-  const size_t per_piece = kOutRows / kTileRows;
+  // Four pieces and more for each thread, which then end together.
+  const bool large = is_many() && blocks >= 4 * threads() * kRowsPerPiece / kTileRows;
+  const size_t per_piece = (large ? kRowsPerPiece : kOutRows) / kTileRows;
   const Ahead next = layer + 1 < model.config.n_layer
                          ? ahead(model.weights.layers[layer + 1].in_proj, kRowsPerPiece)
                          : ahead(model.weights.head, kHeadRowsPerPiece);

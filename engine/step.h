@@ -67,6 +67,8 @@ struct Step {
   }
   void run(size_t n, const Ahead& next, mamba_edge_task task, void* context) const;
 
+  size_t threads() const;
+
   // Calls rows(first, last) for ranges of tokens that cover them all: for few tokens in one call, as it takes
   // longer to share them out.
   template <typename F>
@@ -108,6 +110,10 @@ struct Step {
   // Channels that one piece covers, so that pieces end at the groups of the matrix that reads them.
   static size_t piece_channels(const Matrix& reader);
 
+  // Whether products are better off with few large pieces: over more rows, kernels share more of what they
+  // do to the activations of many tokens.
+  bool is_many() const { return tokens > 16; }
+
   // All layers: token ids in, residual stream out.
   void run_layers(const int32_t* ids) const;
 
@@ -122,7 +128,7 @@ struct Step {
                  const Activations& out) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
-  static constexpr size_t kOutRows = 32;  // of a piece
+  static constexpr size_t kOutRows = 32;  // of a piece of few tokens
   void project_out(uint32_t layer) const;
 };
 

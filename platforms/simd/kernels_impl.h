@@ -12,10 +12,12 @@
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
-//   int_blocks(type), dot_blocks<T, R, kType>(w, block_bytes, inputs, q, start, finish): optional, the
-//     same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this type) or, for what
-//     is left, a smaller power of two. int8 has a zero of 128 here. Sums begin with start(t), and
-//     finish(r, dot) takes a row block's.
+//   int_blocks(type), dot_blocks<T, R, kType, kPairs>(w, block_bytes, inputs, q, pairs, pair_stride, start,
+//     finish): optional, the same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this
+//     type) or, for what is left, a smaller power of two. int8 has a zero of 128 here. Sums begin with
+//     start(t, more), which has `more` added, and finish(r, dot) takes a row block's.
+//   pair_sums(w, inputs): optional, what dot_blocks, with kPairs, takes of each row block, pair_stride apart,
+//     and can do without.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -292,10 +294,18 @@ struct Kernels {
   }();
   template <int T, WeightType kType>
   static constexpr bool kInBlocks = kBlocks<kType> > 0 && T == kTokens<kType>;
+  // Whether dot_blocks takes sums over pairs of weights, and how many groups of row blocks have room for
+  // theirs, on the stack.
+  template <WeightType kType>
+  static constexpr bool kHasPairs = kBlocks<kType> > 0 && requires {
+    &Isa::pair_sums;
+  };
+  static constexpr size_t kMaxPairs = 512;
 
-  // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`.
-  template <int T, int R, WeightType kType>
-  static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes,
+  // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`. `pairs`: [R][groups] if
+  // kPairs.
+  template <int T, int R, WeightType kType, bool kPairs>
+  static ME_INLINE void quantised_rows(const uint8_t* block, size_t block_bytes, const Ints* pairs,
                                        const MatrixShape& shape, const QuantisedRows& x, size_t t0,
                                        float scale, float* out, size_t out_stride) {
     const uint8_t* w = block + shape.group_scale_bytes();
@@ -321,8 +331,8 @@ struct Kernels {
       q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
     }
     for (size_t g = 0; g < groups; ++g) {
-      const auto start = [&](size_t t) {
-        return Isa::broadcast_int(-kZero * x.sum[(t0 + t) * x.group_stride + g]);
+      const auto start = [&](size_t t, int32_t more) {
+        return Isa::broadcast_int(more - kZero * x.sum[(t0 + t) * x.group_stride + g]);
       };
       const auto finish = [&](size_t r, const Ints(&dot)[T]) {
         const V ws = Isa::from_f16(reinterpret_cast<const uint16_t*>(block + r * block_bytes) +
@@ -334,11 +344,12 @@ struct Kernels {
         }
       };
       if constexpr (kInBlocks<T, kType>) {
-        Isa::template dot_blocks<T, R, kType>(w, block_bytes, group, q, start, finish);
+        Isa::template dot_blocks<T, R, kType, kPairs>(
+            w, block_bytes, group, q, kPairs ? pairs + g : nullptr, groups, start, finish);
       } else {
         Ints dot[T];
         ME_UNROLL
-        for (int t = 0; t < T; ++t) dot[t] = start(static_cast<size_t>(t));
+        for (int t = 0; t < T; ++t) dot[t] = start(static_cast<size_t>(t), 0);
         if constexpr (kType == WeightType::int8) {
           Isa::template dot_i8<T>(w, group, q, dot);
         } else {
@@ -361,30 +372,49 @@ struct Kernels {
   }
 
   // R row blocks times all tokens.
-  template <int R, WeightType kType>
+  template <int R, WeightType kType, bool kPairs>
   static ME_INLINE void quantised_blocks(const Matrix& w, size_t r, const QuantisedRows& x,
                                          size_t tokens, float* out, size_t out_stride) {
     constexpr int kMax = kTokens<kType>;
+    const size_t groups = w.shape.groups();
+    Ints pairs[kPairs ? kMaxPairs : 1];
+    if constexpr (kPairs) {
+      for (size_t k = 0; k < R; ++k) {
+        const uint8_t* weights = w.data + (r + k) * w.row_block_bytes + w.shape.group_scale_bytes();
+        for (size_t g = 0; g < groups; ++g, weights += w.shape.group * kTileRows) {
+          pairs[k * groups + g] = Isa::pair_sums(weights, w.shape.group);
+        }
+      }
+    }
     in_blocks<kMax>(tokens, [&](auto n, size_t t) {
-      constexpr int kTogether = 1 + static_cast<int>(n() == kMax) * (R - 1);
+      constexpr bool kLargest = n() == kMax;
+      constexpr int kTogether = kLargest ? R : 1;
       for (size_t k = r; k < r + R; k += kTogether) {
-        quantised_rows<n(), kTogether, kType>(w.data + k * w.row_block_bytes, w.row_block_bytes,
-                                              w.shape, x, t, w.scale, out + k * kTileRows,
-                                              out_stride);
+        quantised_rows<n(), kTogether, kType, kPairs && kLargest>(
+            w.data + k * w.row_block_bytes, w.row_block_bytes, pairs, w.shape, x, t, w.scale,
+            out + k * kTileRows, out_stride);
       }
     });
   }
 
   // Row blocks [r, end), R at a time, and what is left by halves of R.
-  template <int R, WeightType kType>
+  template <int R, WeightType kType, bool kPairs>
   static ME_INLINE void quantised_range(const Matrix& w, size_t r, size_t end,
                                         const QuantisedRows& x, size_t tokens, float* out,
                                         size_t out_stride) {
-    for (; r + R <= end; r += R) quantised_blocks<R, kType>(w, r, x, tokens, out, out_stride);
-    if constexpr (R > 1) quantised_range<R / 2, kType>(w, r, end, x, tokens, out, out_stride);
+    if (!kPairs || R * w.shape.groups() <= kMaxPairs) {
+      for (; r + R <= end; r += R) {
+        quantised_blocks<R, kType, kPairs>(w, r, x, tokens, out, out_stride);
+      }
+    }
+    if constexpr (R > 1) {
+      quantised_range<R / 2, kType, kPairs>(w, r, end, x, tokens, out, out_stride);
+    } else if constexpr (kPairs) {  // too many groups
+      quantised_range<1, kType, false>(w, r, end, x, tokens, out, out_stride);
+    }
   }
 
-  // Up to so many tokens wait for the memory, which is fastest where it is read as one stream.
+  // Up to so many tokens wait for the memory, which is fastest where it is read once and as one stream.
   static constexpr size_t kStreamTokens = 16;
 
   template <WeightType kType>
@@ -392,9 +422,10 @@ struct Kernels {
                                size_t tokens, float* out, size_t out_stride) {
     constexpr int kTogether = kBlocks < kType >> 1 ? kBlocks<kType> : 1;
     if (tokens > kStreamTokens) {
-      quantised_range<kTogether, kType>(w, begin, end, x, tokens, out, out_stride);
+      quantised_range<kTogether, kType, kHasPairs<kType>>(w, begin, end, x, tokens, out,
+                                                          out_stride);
     } else {
-      quantised_range<1, kType>(w, begin, end, x, tokens, out, out_stride);
+      quantised_range<1, kType, false>(w, begin, end, x, tokens, out, out_stride);
     }
   }
 

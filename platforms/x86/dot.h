@@ -88,17 +88,27 @@ struct X86Dot {
   }
 
   // Many tokens: the activations of a group are widened once for N row blocks and the weights once for T
-  // tokens, which leaves two multiplications and two additions for kRegBytes products.
-  template <int T, int N, WeightType kType, typename Start, typename Finish>
+  // tokens. That leaves two multiplications and two additions for kRegBytes products or, with kPairs, one
+  // and three, which is faster on ports of which only some multiply (Winograd 1968, "A new algorithm
+  // for inner product"): with w and x of inputs 2k (even) and 2k + 1 (odd),
+  //   sum w_e x_e + w_o x_o = sum (w_e + x_o) (w_o + x_e) - sum w_e w_o - sum x_e x_o.
+  // The second sum is the row's, `pairs` of each row block, pair_stride apart; the third is the token's.
+  template <int T, int N, WeightType kType, bool kPairs, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, const Start& start,
-                                   const Finish& finish) {
+                                   const int8_t* const* q, const Ints* pairs, size_t pair_stride,
+                                   const Start& start, const Finish& finish) {
     static_assert(kType == WeightType::int8);
     alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
+    int32_t own[T] = {};
     for (int t = 0; t < T; ++t) {
+      Reg sum = R::set(0);
+      __m128i rest = _mm_setzero_si128();
       size_t i = 0;
-      for (; i + kRegBytes <= inputs; i += kRegBytes) widen<R>(q[t], i, even[t], odd[t]);
-      for (; i < inputs; i += kGroupMultiple) widen<Sse2Registers>(q[t], i, even[t], odd[t]);
+      for (; i + kRegBytes <= inputs; i += kRegBytes) sum = widen<R>(q[t], i, even[t], odd[t], sum);
+      for (; i < inputs; i += kGroupMultiple) {
+        rest = widen<Sse2Registers>(q[t], i, even[t], odd[t], rest);
+      }
+      if constexpr (kPairs) own[t] = R::total32(sum) + Sse2Registers::total32(rest);
     }
     // The weights of a group lie together, and the next block's somewhere else.
     const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
@@ -106,45 +116,71 @@ struct X86Dot {
     for (size_t r = 0; r < N; ++r, w += block) {
       Ints dot[T];
       ME_UNROLL
-      for (size_t t = 0; t < T; ++t) dot[t] = start(t);
-      dot_wide<T>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd, dot);
+      for (size_t t = 0; t < T; ++t) {
+        dot[t] = start(t, -own[t]);
+        if constexpr (kPairs) dot[t].add(pairs[r * pair_stride]);
+      }
+      dot_wide<T, kPairs>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd,
+                          dot);
       finish(r, dot);
     }
   }
 
-  // kRegBytes inputs of H, from i on, as pairs of 16 bits.
+  // kRegBytes inputs of H, from i on, as pairs of 16 bits, and their products added to `sum`.
   template <typename H>
-  static ME_INLINE void widen(const int8_t* q, size_t i, int32_t* even, int32_t* odd) {
+  static ME_INLINE typename H::Reg widen(const int8_t* q, size_t i, int32_t* even, int32_t* odd,
+                                         typename H::Reg sum) {
     const typename H::Reg a = H::load_inputs(q + i);
-    H::store(even + i / kStepInputs,
-             H::template shift_right_signed<8>(H::template shift_left<8>(a)));
-    H::store(odd + i / kStepInputs, H::template shift_right_signed<8>(a));
+    const auto e = H::template shift_right_signed<8>(H::template shift_left<8>(a));
+    const auto o = H::template shift_right_signed<8>(a);
+    H::store(even + i / kStepInputs, e);
+    H::store(odd + i / kStepInputs, o);
+    return H::add32(sum, H::madd(e, o));
+  }
+
+  // A step of weights as numbers of 16 bits.
+  static ME_INLINE void widen_weights(const uint8_t* w, Reg (&low)[kRegs], Reg (&high)[kRegs]) {
+    ME_UNROLL
+    for (int r = 0; r < kRegs; ++r) {
+      const Reg bytes = R::load(w + r * kRegBytes);
+      low[r] = R::bit_and(bytes, R::set(0x00ff00ff));
+      high[r] = R::template shift_right<8>(bytes);
+    }
+  }
+
+  // Minus the sum of the rows' w_e w_o over a group of stored numbers.
+  static ME_INLINE Ints pair_sums(const uint8_t* w, size_t inputs) {
+    Ints sums = broadcast_int(0);
+    for (size_t i = 0; i < inputs; i += kStepInputs, w += kLineBytes) {
+      read_ahead(w);
+      Reg low[kRegs], high[kRegs];
+      widen_weights(w, low, high);
+      ME_UNROLL
+      for (int r = 0; r < kRegs; ++r)
+        sums.v[r] = R::subtract32(sums.v[r], R::madd(low[r], high[r]));
+    }
+    return sums;
   }
 
   // A group of one row block. `next`: from here to what will be read then.
-  template <int T>
+  template <int T, bool kPairs>
   static ME_INLINE void dot_wide(const uint8_t* w, ptrdiff_t next, size_t inputs,
                                  const int32_t (*even)[kMaxGroup / kStepInputs],
                                  const int32_t (*odd)[kMaxGroup / kStepInputs], Ints* dot) {
-    const Reg low_byte = R::set(0x00ff00ff);
     Reg acc[T][kRegs];
     load_sums(dot, acc);
     for (size_t i = 0; i < inputs / kStepInputs; ++i, w += kLineBytes) {
-      __builtin_prefetch(w + kFarAhead, 0, 2);
+      if constexpr (!kPairs) __builtin_prefetch(w + kFarAhead, 0, 2);
       __builtin_prefetch(w + next, 0, 3);
       Reg low[kRegs], high[kRegs];
-      ME_UNROLL
-      for (int r = 0; r < kRegs; ++r) {
-        const Reg bytes = R::load(w + r * kRegBytes);
-        low[r] = R::bit_and(bytes, low_byte);
-        high[r] = R::template shift_right<8>(bytes);
-      }
+      widen_weights(w, low, high);
       ME_UNROLL
       for (int t = 0; t < T; ++t) {
         const Reg a = R::set(even[t][i]), b = R::set(odd[t][i]);
         ME_UNROLL
         for (int r = 0; r < kRegs; ++r) {
-          acc[t][r] = add_madd(add_madd(acc[t][r], low[r], a), high[r], b);
+          acc[t][r] = kPairs ? add_pairs(acc[t][r], low[r], high[r], a, b)
+                             : add_products(acc[t][r], low[r], high[r], a, b);
         }
       }
     }

@@ -47,16 +47,17 @@ struct VnniDot {
   // Many tokens: N row blocks share the broadcasts of the inputs, without which the loads would take
   // longer than the products. High nibbles are shifted down, which is little for so many products, and
   // leaves registers for more of them.
-  template <int T, int N, WeightType kType, typename Start, typename Finish>
+  template <int T, int N, WeightType kType, bool kPairs, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, const Start& start,
+                                   const int8_t* const* q, const Ints*, size_t, const Start& start,
                                    const Finish& finish) {
+    static_assert(!kPairs);
     constexpr int kBits = properties(kType).bits;
     constexpr size_t kSteps = 8 / kBits;  // in 64 bytes: 1 or 2
     Reg acc[N][T][kRegs];
     ME_UNROLL
     for (size_t t = 0; t < T; ++t) {
-      const Ints first = start(t);
+      const Ints first = start(t, 0);
       ME_UNROLL
       for (int r = 0; r < N; ++r) {
         ME_UNROLL
@@ -191,8 +192,8 @@ struct VnniDot {
   template <int T>
   static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     if constexpr (T >= 4) {
-      dot_blocks<T, 1, WeightType::int4>(
-          w, 0, inputs, q, [&](size_t t) { return dot[t]; },
+      dot_blocks<T, 1, WeightType::int4, false>(
+          w, 0, inputs, q, nullptr, 0, [&](size_t t, int32_t) { return dot[t]; },
           [&](size_t, const Ints(&sums)[T]) { std::copy_n(sums, T, dot); });
       return;
     }
