@@ -228,12 +228,23 @@ struct Kernels {
     matmul_float<true>(w, begin, end, x, x_stride, tokens, out, out_stride);
   }
 
+  // A row block's scales lie before its weights and are used group by group. The hardware's prefetcher stops
+  // at a gap in the lines that are asked for, so they are asked for in their turn.
+  static ME_INLINE void walk(const uint8_t* begin, const uint8_t* end) {
+    for (; begin < end; begin += kLineBytes) {
+      read_ahead(begin);
+      __builtin_prefetch(begin, 0, 3);
+    }
+  }
+
   // int16 weights: a sum per group, then times the group's scales.
   template <int T>
   static ME_INLINE void int16_rows(const uint8_t* block, const MatrixShape& shape, const float* x,
                                    size_t x_stride, float scale, float* out, size_t out_stride) {
     const uint16_t* weight_scale = reinterpret_cast<const uint16_t*>(block);
-    const int16_t* w = reinterpret_cast<const int16_t*>(block + shape.group_scale_bytes());
+    const uint8_t* weights = block + shape.group_scale_bytes();
+    walk(block, weights);
+    const int16_t* w = reinterpret_cast<const int16_t*>(weights);
     V acc[T];
     ME_UNROLL
     for (int t = 0; t < T; ++t) acc[t] = V::broadcast(0.0f);
@@ -301,15 +312,6 @@ struct Kernels {
     &Isa::pair_sums;
   };
   static constexpr size_t kMaxPairs = 512;
-
-  // A row block's scales lie before its weights and are used group by group. The hardware's prefetcher stops
-  // at a gap in the lines that are asked for, so they are asked for in their turn.
-  static ME_INLINE void walk(const uint8_t* begin, const uint8_t* end) {
-    for (; begin < end; begin += kLineBytes) {
-      read_ahead(begin);
-      __builtin_prefetch(begin, 0, 3);
-    }
-  }
 
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`. `pairs`: [R][groups] if
   // kPairs.
