@@ -1,8 +1,8 @@
 // The forward pass of a chunk of tokens through the layers: what step and prefill share, and the
 // place where mixers plug in.
 //
-// A layer runs as a few parallel phases. A phase is cut into pieces that depend on the model only,
-// never on the number of threads or of tokens, and every kernel treats tokens one by one, so the
+// A layer runs as a few parallel phases. A phase is cut into pieces of whole row blocks and groups, by output
+// rows or channels, never by the sums over inputs, and every kernel treats tokens one by one, so the
 // bits are the same however the work is handed out and however a text is split into chunks.
 #pragma once
 
@@ -111,7 +111,7 @@ struct Step {
   static size_t piece_channels(const Matrix& reader);
 
   // Whether products are better off with few large pieces: over more rows, kernels share more of what they
-  // do to the activations of many tokens.
+  // do to the activations of many tokens (of more than they read the weights for as one stream).
   bool is_many() const { return tokens > 16; }
 
   // All layers: token ids in, residual stream out.
@@ -128,7 +128,7 @@ struct Step {
                  const Activations& out) const;
 
   // The last phase of every mixer: residual += out_proj(b.y) + bias.
-  static constexpr size_t kOutRows = 32;  // of a piece of few tokens
+  static constexpr size_t kOutRows = 32;  // of a piece, but for many tokens and rows
   void project_out(uint32_t layer) const;
 };
 

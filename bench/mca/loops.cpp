@@ -49,14 +49,14 @@ void loop_fp16(const uint8_t* w, size_t cols, const float* x, float* out) {
 void group_int8(const uint8_t* block, const mamba_edge::QuantisedRows* x, uint32_t groups,
                 float* out) {
   const mamba_edge::MatrixShape shape{mamba_edge::WeightType::int8, 16, groups * 64, 64};
-  mamba_edge::Kernels<Isa>::quantised_rows<1, 1, mamba_edge::WeightType::int8>(block, 0, shape, *x,
-                                                                               0, 1.0f, out, 16);
+  mamba_edge::Kernels<Isa>::quantised_rows<1, 1, mamba_edge::WeightType::int8, false>(
+      block, 0, nullptr, shape, *x, 0, 1.0f, out, 16);
 }
 
 void group_int4(const uint8_t* block, const mamba_edge::QuantisedRows* x, uint32_t groups,
                 float* out) {
   const mamba_edge::MatrixShape shape{mamba_edge::WeightType::int4, 16, groups * 64, 64};
-  mamba_edge::Kernels<Isa>::quantised_rows<1, 1, mamba_edge::WeightType::int4>(block, 0, shape, *x,
-                                                                               0, 1.0f, out, 16);
+  mamba_edge::Kernels<Isa>::quantised_rows<1, 1, mamba_edge::WeightType::int4, false>(
+      block, 0, nullptr, shape, *x, 0, 1.0f, out, 16);
 }
 }

@@ -16,8 +16,8 @@
 //     finish): optional, the same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this
 //     type) or, for what is left, a smaller power of two. int8 has a zero of 128 here. Sums begin with
 //     start(t, more), which has `more` added, and finish(r, dot) takes a row block's.
-//   pair_sums(w, inputs): optional, what dot_blocks, with kPairs, takes of each row block, pair_stride apart,
-//     and can do without.
+//   pair_sums(w, inputs): optional, what dot_blocks has of each row block, pair_stride apart, with kPairs: in
+//     long enough groups, if there is room.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -305,13 +305,14 @@ struct Kernels {
   }();
   template <int T, WeightType kType>
   static constexpr bool kInBlocks = kBlocks<kType> > 0 && T == kTokens<kType>;
-  // Whether dot_blocks takes sums over pairs of weights, and how many groups of row blocks have room for
-  // theirs, on the stack.
+  // Whether dot_blocks takes sums over pairs of weights, how many groups of row blocks have room for theirs, on
+  // the stack, and from how many inputs in a group on they gain more than they cost.
   template <WeightType kType>
   static constexpr bool kHasPairs = kBlocks<kType> > 0 && requires {
     &Isa::pair_sums;
   };
   static constexpr size_t kMaxPairs = 512;
+  static constexpr size_t kLeastPairGroup = 64;
 
   // R row blocks, `block_bytes` apart, times T tokens, the first of which is `t0`. `pairs`: [R][groups] if
   // kPairs.
@@ -320,7 +321,6 @@ struct Kernels {
                                        const MatrixShape& shape, const QuantisedRows& x, size_t t0,
                                        float scale, float* out, size_t out_stride) {
     const uint8_t* w = block + shape.group_scale_bytes();
-    if constexpr (R == 1) walk(block, w);
     const size_t group = shape.group;
     const size_t groups = shape.groups();
     const size_t group_bytes = group * properties(kType).bits * kTileRows / 8;
@@ -389,6 +389,10 @@ struct Kernels {
                                          size_t tokens, float* out, size_t out_stride) {
     constexpr int kMax = kTokens<kType>;
     const size_t groups = w.shape.groups();
+    if constexpr (R == 1) {
+      const uint8_t* block = w.data + r * w.row_block_bytes;
+      walk(block, block + w.shape.group_scale_bytes());
+    }
     Ints pairs[kPairs ? kMaxPairs : 1];
     if constexpr (kPairs) {
       for (size_t k = 0; k < R; ++k) {
@@ -414,15 +418,11 @@ struct Kernels {
   static ME_INLINE void quantised_range(const Matrix& w, size_t r, size_t end,
                                         const QuantisedRows& x, size_t tokens, float* out,
                                         size_t out_stride) {
-    if (!kPairs || R * w.shape.groups() <= kMaxPairs) {
-      for (; r + R <= end; r += R) {
-        quantised_blocks<R, kType, kPairs>(w, r, x, tokens, out, out_stride);
-      }
+    for (; r + R <= end; r += R) {
+      quantised_blocks<R, kType, kPairs>(w, r, x, tokens, out, out_stride);
     }
     if constexpr (R > 1) {
       quantised_range<R / 2, kType, kPairs>(w, r, end, x, tokens, out, out_stride);
-    } else if constexpr (kPairs) {  // too many groups
-      quantised_range<1, kType, false>(w, r, end, x, tokens, out, out_stride);
     }
   }
 
@@ -433,12 +433,17 @@ struct Kernels {
   static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,
                                size_t tokens, float* out, size_t out_stride) {
     constexpr int kTogether = kBlocks < kType >> 1 ? kBlocks<kType> : 1;
-    if (tokens > kStreamTokens) {
-      quantised_range<kTogether, kType, kHasPairs<kType>>(w, begin, end, x, tokens, out,
-                                                          out_stride);
-    } else {
+    if (tokens <= kStreamTokens) {
       quantised_range<1, kType, false>(w, begin, end, x, tokens, out, out_stride);
+      return;
     }
+    if constexpr (kHasPairs<kType>) {
+      if (w.shape.group >= kLeastPairGroup && kTogether * w.shape.groups() <= kMaxPairs) {
+        quantised_range<kTogether, kType, true>(w, begin, end, x, tokens, out, out_stride);
+        return;
+      }
+    }
+    quantised_range<kTogether, kType, false>(w, begin, end, x, tokens, out, out_stride);
   }
 
   // As kernels.inc calls them.

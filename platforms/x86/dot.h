@@ -92,7 +92,7 @@ struct X86Dot {
   // and three, which is faster on ports of which only some multiply (Winograd 1968, "A new algorithm
   // for inner product"): with w and x of inputs 2k (even) and 2k + 1 (odd),
   //   sum w_e x_e + w_o x_o = sum (w_e + x_o) (w_o + x_e) - sum w_e w_o - sum x_e x_o.
-  // The second sum is the row's, `pairs` of each row block, pair_stride apart; the third is the token's.
+  // Minus the second sum is the row's: `pairs` of each row block, pair_stride apart. The third is the token's.
   template <int T, int N, WeightType kType, bool kPairs, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
                                    const int8_t* const* q, const Ints* pairs, size_t pair_stride,

@@ -80,8 +80,8 @@ struct Sse2Registers : ByteFields<Sse2Registers> {
 };
 
 #if defined(__AVX2__)
-// The order of the instructions is fixed here: from intrinsics gcc 12 makes one, and for many sums copies,
-// that take a sixth longer.
+// The order of the instructions is fixed here: for intrinsics gcc 12 chooses one, and copies sums, which takes a
+// sixth longer.
 
 // sum + low * even + high * odd of numbers of 16 bits, two products in each int32.
 template <typename Reg>
@@ -90,7 +90,7 @@ ME_INLINE Reg add_products(Reg sum, Reg low, Reg high, Reg even, Reg odd) {
   __asm__(
       "vpmaddwd %4, %2, %1\n\tvpaddd %1, %0, %0\n\t"
       "vpmaddwd %5, %3, %1\n\tvpaddd %1, %0, %0"
-      : "+v"(sum), "=&v"(products)
+      : "+&v"(sum), "=&v"(products)
       : "v"(low), "v"(high), "v"(even), "v"(odd));
   return sum;
 }
