@@ -34,6 +34,9 @@ std::vector<TensorInfo> read_directory(const File& file) {
   if (begins_with(file, 0, "version https://git-lfs")) {
     throw Error(file.name() + ": is a Git LFS pointer; fetch the file itself (git lfs pull)");
   }
+  if (begins_with(file, sizeof(uint64_t), "MAMBEDGE")) {  // docs/format.md
+    throw Error(file.name() + ": is converted already; give the checkpoint that it was made of");
+  }
   if (begins_with(file, kTarMarkAt, "ustar")) {
     throw Error(file.name() + ": is a tar archive as torch.save wrote before version 0.1.10; " +
                 "save it again with a newer torch");
@@ -100,6 +103,9 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const fs::path& input) {
   if (fs::is_directory(input, error)) path = find_in_folder(input);
   std::unique_ptr<Checkpoint> checkpoint(new Checkpoint);
   checkpoint->folder_ = path.has_parent_path() ? path.parent_path() : fs::path(".");
+  if (path.filename() == "config.json") {
+    throw Error(path.string() + ": is the model's description; give the folder that it lies in");
+  }
   if (path.extension() == ".json") {
     checkpoint->open_index(path);
   } else {

@@ -13,6 +13,9 @@
 #include "convert/error.h"
 
 namespace mamba_edge::convert {
+namespace {
+constexpr int kMaxLinks = 40;  // that lead to one another
+}
 
 void refuse_to_replace(const std::filesystem::path& output,
                        const std::vector<std::filesystem::path>& others, const char* what) {
@@ -40,15 +43,17 @@ void OutputFile::fail(const char* what, int error) const {
 // that, the file gets a temporary name beside its own.
 void OutputFile::open_temporary() {
   std::error_code error;
-  if (std::filesystem::is_symlink(path_, error)) {  // what it points to is replaced
-    path_ = std::filesystem::weakly_canonical(path_, error);
-    if (error) fail("write", error.value());
-  }
   const std::filesystem::file_status old = std::filesystem::status(path_, error);
   if (std::filesystem::is_directory(old)) fail("write", EISDIR);
   if (path_.empty()) throw Error("cannot write the output: its name is empty");
   if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {
     throw Error(path_.string() + ": cannot write: it is not a regular file");
+  }
+  // What a link points to is replaced or made, not the link.
+  for (int links = 0; std::filesystem::is_symlink(path_, error); ++links) {
+    if (links == kMaxLinks) fail("write", ELOOP);
+    path_ = path_.parent_path() / std::filesystem::read_symlink(path_, error);
+    if (error) fail("write", error.value());
   }
   const std::filesystem::path folder = this->folder();
   if (!std::filesystem::is_directory(folder, error)) {

@@ -393,6 +393,14 @@ class Converter {
     report_.has_tokenizer = !found.blob.empty();
     report_.tokenizer_hint = std::move(found.hint);
     tokenizer_ = std::move(found.blob);
+    // Vocabularies are padded, but not by that much.
+    const ModelConfig& config = report_.config;
+    if (report_.has_tokenizer && config.n_vocab_used < config.n_vocab - config.n_vocab / 8) {
+      report_.warnings.push_back(
+          "the tokenizer has " + std::to_string(config.n_vocab_used) + " tokens, the model " +
+          std::to_string(config.n_vocab) +
+          ": those that it lacks are never generated; is it this model's tokenizer?");
+    }
   }
 
   void open_sources(const NamedTensors& names) {

@@ -384,6 +384,7 @@ mamba_edge_status mamba_edge_decode(mamba_edge_decoder* decoder, int32_t token, 
                                     size_t capacity, size_t* n, mamba_edge_error* error) {
   if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
   if (n == nullptr) return null_argument("n", error);
+  if (text == nullptr && capacity > 0) return null_argument("text", error);
   return report(of(decoder->model).tokenizer.decode(decoder, token, text, capacity, n), error);
 }
 
@@ -391,6 +392,7 @@ mamba_edge_status mamba_edge_decode_finish(mamba_edge_decoder* decoder, char* te
                                            size_t* n, mamba_edge_error* error) {
   if (decoder == nullptr || decoder->model == nullptr) return null_argument("decoder", error);
   if (n == nullptr) return null_argument("n", error);
+  if (text == nullptr && capacity > 0) return null_argument("text", error);
   return report(of(decoder->model).tokenizer.decode_finish(decoder, text, capacity, n), error);
 }
 

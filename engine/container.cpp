@@ -253,9 +253,10 @@ Status Container::open(const char* path, Container* out) {
   const auto directory_checksum = load_le<uint64_t>(header + 40);
   const auto file_bytes = load_le<uint64_t>(header + 48);
   if (file_bytes != c.file_.size) {
-    return c.damaged("the header says %llu bytes, the file has %llu (an incomplete copy?)",
+    return c.damaged("the header says %llu bytes, the file has %llu%s",
                      static_cast<unsigned long long>(file_bytes),
-                     static_cast<unsigned long long>(c.file_.size));
+                     static_cast<unsigned long long>(c.file_.size),
+                     c.file_.size < file_bytes ? " (an incomplete copy?)" : "");
   }
   // The directory frame is the last one.
   if (c.directory_offset_ < kHeaderBytes || directory_bytes > file_bytes ||

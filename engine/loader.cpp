@@ -258,8 +258,8 @@ Status load_model(const char* path, const ModelOptions& options, Model* model) {
   model->kernels = select_table(options.isa);
   if (model->kernels == nullptr) {
     return Status::error(MAMBA_EDGE_INVALID_ARGUMENT,
-                         "instruction set \"%s\" is not known or not on this machine; known are %s",
-                         options.isa, known_isas());
+                         "instruction set \"%s\" is none that this machine runs: %s", options.isa,
+                         available_isas());
   }
   ME_TRY(Container::open(path, &model->container));
   model->config = model->container.config();

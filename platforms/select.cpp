@@ -1,5 +1,6 @@
 #include "platforms/select.h"
 
+#include <cstdio>
 #include <cstring>
 
 #include "platforms/cpu.h"
@@ -37,23 +38,25 @@ constexpr size_t kRowCount = sizeof(kRows) / sizeof(kRows[0]);
 struct Available {
   const KernelTable* tables[kRowCount] = {};
   size_t n = 0;
-  char names[256] = {};
+  char names[256] = {};  // of all rows
+  char here[256] = {};   // of `tables`
 
   Available() {
     const CpuFeatures cpu = detect_cpu();
-    size_t length = 0;
     for (const Row& row : kRows) {
-      const char* separator = length == 0 ? "" : ", ";
-      const size_t need = std::strlen(separator) + std::strlen(row.isa);
-      if (length + need < sizeof(names)) {
-        std::memcpy(names + length, separator, std::strlen(separator));
-        std::memcpy(names + length + std::strlen(separator), row.isa, std::strlen(row.isa));
-        length += need;
-      }
+      append(names, row.isa);
       if (row.needs != nullptr && !(cpu.*row.needs)) continue;
       const KernelTable* table = row.table();
-      if (table != nullptr && (row.allow == nullptr || row.allow())) tables[n++] = table;
+      if (table == nullptr || (row.allow != nullptr && !row.allow())) continue;
+      tables[n++] = table;
+      append(here, row.isa);
     }
+  }
+
+ private:
+  static void append(char (&list)[256], const char* name) {
+    const size_t length = std::strlen(list);
+    std::snprintf(list + length, sizeof(list) - length, "%s%s", length == 0 ? "" : ", ", name);
   }
 };
 
@@ -70,6 +73,8 @@ const KernelTable* const* available_tables(size_t* n) {
 }
 
 const char* known_isas() { return available().names; }
+
+const char* available_isas() { return available().here; }
 
 const KernelTable* select_table(const char* isa) {
   const Available& a = available();

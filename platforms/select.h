@@ -17,6 +17,9 @@ const KernelTable* const* available_tables(size_t* n);
 // generic").
 const char* known_isas();
 
+// The names of available_tables() in the same form.
+const char* available_isas();
+
 // The table called `isa`, or the best one for NULL and "auto". NULL if there is none of that name
 // here.
 const KernelTable* select_table(const char* isa);

@@ -279,11 +279,15 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
       if (file_ < 0) fail("open", errno);
       return;
     }
-    // Replace what a link points at, not the link.
-    if (char* real = realpath(path_.c_str(), nullptr)) {
-      path_ = real;
-      std::free(real);
-    }
+  }
+  // Replace or make what a link points at, not the link.
+  constexpr int kMaxLinks = 40;
+  std::error_code error;
+  for (int links = 0; std::filesystem::is_symlink(path_, error); ++links) {
+    if (links == kMaxLinks) fail("create", ELOOP);
+    const std::filesystem::path link = path_;
+    path_ = (link.parent_path() / std::filesystem::read_symlink(link, error)).string();
+    if (error) fail("create", error.value());
   }
   const std::string temporary = path_ + ".tmp-" + std::to_string(getpid());
   file_ = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -326,8 +330,11 @@ void check_output(const std::string& path, const std::vector<std::string>& other
       throw Error("cannot write '" + path + "': it is also " + file_label(other));
     }
   }
-  // A pipe's reader would notice.
   const std::filesystem::file_status status = std::filesystem::status(path, ignored);
+  if (std::filesystem::is_directory(status)) {
+    throw Error("cannot write '" + path + "': it is a folder");
+  }
+  // A pipe's reader would notice.
   if (path != "-" &&
       (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status))) {
     const OutputFile probe(path);

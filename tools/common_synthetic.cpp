@@ -176,7 +176,7 @@ void make_synthetic_model(const ModelConfig& config, WeightType type, uint32_t g
   m.kernels = select_table(isa);
   if (m.kernels == nullptr) {
     throw UsageError("instruction set '" + std::string(isa) +
-                     "' is not known or not on this machine; known are " + known_isas());
+                     "' is none that this machine runs: " + available_isas());
   }
   m.config = config;
   m.layout = Layout(config);

@@ -601,7 +601,7 @@ int run(int argc, char** argv) {
     if (select_table(isa.c_str()) == nullptr) {
       throw UsageError(std::string(by_environment ? "MAMBA_EDGE_ISA" : "--isa") +
                        ": instruction set '" + isa +
-                       "' is not known or not on this machine; known are " + known_isas());
+                       "' is none that this machine runs: " + available_isas());
     }
   }
   for (const std::string& state : options.states) parse_state_type(state);

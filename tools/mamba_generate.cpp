@@ -237,7 +237,8 @@ class Writer {
     const double started = now_seconds();
     for (const int32_t token : reply.prompt_tokens) {
       sampler_.accept(token);
-      if (decoder_) {
+      // Rows of the vocabulary that its tokenizer does not know may be given as --tokens.
+      if (decoder_ && token < model_.info().n_vocab_used) {
         const std::string_view text = decoder_->add(token);
         reply.prompt_text += text;
         if (!text.empty()) newline_ = text.back() == '\n';

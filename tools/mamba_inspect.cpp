@@ -233,6 +233,7 @@ std::vector<std::string> damage(const Container& container) {
 Json memory_json(const std::string& path) {
   EngineOptions options;
   options.model = path;
+  options.isa = "auto";  // what a file is does not depend on MAMBA_EDGE_ISA
   const Model model(options);
   options.threads = 1;
   const Session session(model, options);

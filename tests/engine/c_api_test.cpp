@@ -877,6 +877,9 @@ TEST(CApiArguments, Nulls) {
   refused(mamba_edge_decode(nullptr, 0, text, 8, &n, &error), "decoder");
   refused(mamba_edge_decode(&decoder, 0, text, 8, &n, &error), "decoder");  // never initialised
   refused(mamba_edge_decode_finish(nullptr, text, 8, &n, &error), "decoder");
+  decoder.model = model.get();
+  refused(mamba_edge_decode(&decoder, 0, nullptr, 8, &n, &error), "text");
+  refused(mamba_edge_decode_finish(&decoder, nullptr, 8, &n, &error), "text");
   mamba_edge_sampler* sampler = nullptr;
   const mamba_edge_sampler_options options = {};
   refused(mamba_edge_sampler_init(nullptr, &options, text, 8, &sampler, &error), "model");

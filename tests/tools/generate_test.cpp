@@ -193,6 +193,21 @@ TEST(Generate, TokensInTokensOut) {
   EXPECT_EQ(result.out, prompt + "," + continuation + "\n");
 }
 
+TEST(Generate, TokensThatTheTokenizerLacks) {
+  const std::string model =
+      converted(source("models/mamba1-tiny"), "mamba1-tiny_small-tokenizer",
+                {"--type", "fp32", "--tokenizer", source("tests/data/tokenizer-small/neox-277")});
+  const std::vector<std::string> options = {"--tokens", "1,2047", "-n", "3", "--greedy"};
+  const Result ids = execute(generate(options, model));
+  EXPECT_EQ(ids.status, 0) << ids.err;
+  EXPECT_EQ(ids.out.rfind("1,2047,", 0), 0u) << ids.out;
+  std::vector<std::string> json = options;
+  json.push_back("--json");
+  const Json report = Json::parse(execute(generate(json, model)).out);
+  EXPECT_EQ(report["prompt_tokens"], Json({1, 2047}));
+  EXPECT_EQ("1,2047," + comma_separated(report["tokens"]) + "\n", ids.out);
+}
+
 TEST(Generate, AModelWithoutTokenizerRefusesTextAndSaysWhatToDo) {
   for (const std::vector<std::string>& options : std::vector<std::vector<std::string>>{
            {"-p", "Once"}, {"-p", ""}, {"--tokens", "1", "--stop", "x"}}) {

@@ -142,6 +142,10 @@ TEST(Inspect, TellsWhatASessionNeeds) {
   EXPECT_EQ(memory["weight_bytes"], used["weight_bytes"]);
   EXPECT_EQ(memory["arena_threads"], 1);
   EXPECT_EQ(memory["arena_chunk"], 256);
+  Invocation run;  // what is in a file does not depend on what should run it
+  run.arguments = {"mamba-inspect", path, "--json"};
+  run.environment["MAMBA_EDGE_ISA"] = "absent";
+  EXPECT_EQ(Json::parse(execute(run).out)["memory"], memory);
 }
 
 TEST(Inspect, VerifyPassesAGoodFile) {

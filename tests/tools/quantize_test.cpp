@@ -164,6 +164,14 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
   refused(source("tests/data/refused/mamba2-ss-dssm"), out, "config.json");
   refused(source("tests/data/refused/mamba3-ss-siso"), out, "config.json");
   refused(source("models/valid.txt"), out, "valid.txt");
+  refused(source("models/mamba1-tiny/config.json"), out, "give the folder");
+  ASSERT_EQ(quantize(kSmall, folder / "converted.mamba").status, 0);
+  refused(folder / "converted.mamba", out, "is converted already");
+  fs::remove(folder / "converted.mamba");
+  refused(kSmall, "/dev/stdout", "not a regular file");
+  fs::create_symlink("circle", folder / "circle");
+  refused(kSmall, folder / "circle", "cannot write");
+  fs::remove(folder / "circle");
   ASSERT_EQ(mkfifo((folder / "pipe").c_str(), 0600), 0);
   refused(folder / "pipe", out, "not a regular file");
   fs::remove(folder / "pipe");
@@ -191,6 +199,7 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
   refused(folder / "checkpoint", out, "it is read for this conversion", with_report(weights));
   EXPECT_EQ(read_bytes(weights), before);
   refused(kSmall, out, "absent/plot.svg", with_report(folder / "absent/plot.svg"));
+  refused(kSmall, out, "it is a folder", with_report(folder / ""));
 }
 
 // Where every file has a name from the start, an interrupted conversion takes its own away.
@@ -240,6 +249,22 @@ TEST(Quantize, KeepsModesAndLinks) {
   EXPECT_TRUE(fs::is_symlink(link));
   EXPECT_NE(read_bytes(out), before);
   EXPECT_EQ(fs::status(out).permissions(), static_cast<fs::perms>(0600));
+  // A link to a file that is not there yet, by way of another.
+  fs::create_directory(folder / "sub");
+  fs::create_symlink("sub/new.mamba", folder / "to");
+  fs::create_symlink("to", folder / "to-to");
+  ASSERT_EQ(quantize(kSmall, folder / "to-to").status, 0);
+  EXPECT_TRUE(fs::is_symlink(folder / "to-to") && fs::is_symlink(folder / "to"));
+  EXPECT_TRUE(fs::is_regular_file(folder / "sub/new.mamba"));
+}
+
+TEST(Quantize, ATokenizerThatIsTooSmallIsAWarning) {
+  const TemporaryFolder folder;
+  const Result r = quantize(source("models/mamba1-tiny"), folder / "model.mamba",
+                            {"--tokenizer", source("tests/data/tokenizer-small/neox-277")});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_SAYS(r.err, "warning: the tokenizer has");
+  EXPECT_EQ(quantize(source("models/mamba1-tiny"), folder / "model.mamba").err, "");
 }
 
 // A report that nobody can take is no success, but the file is complete.
