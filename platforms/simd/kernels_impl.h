@@ -404,7 +404,7 @@ struct Kernels {
     }
     in_blocks<kMax>(tokens, [&](auto n, size_t t) {
       constexpr bool kLargest = n() == kMax;
-      constexpr int kTogether = kLargest ? R : 1;
+      constexpr int kTogether = 1 + static_cast<int>(kLargest) * (R - 1);
       for (size_t k = r; k < r + R; k += kTogether) {
         quantised_rows<n(), kTogether, kType, kPairs && kLargest>(
             w.data + k * w.row_block_bytes, w.row_block_bytes, pairs, w.shape, x, t, w.scale,
