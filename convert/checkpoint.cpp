@@ -10,6 +10,7 @@
 #include "convert/safetensors.h"
 #include "convert/torch_legacy.h"
 #include "convert/torch_zip.h"
+#include "engine/container.h"
 
 namespace mamba_edge::convert {
 namespace {
@@ -34,7 +35,8 @@ std::vector<TensorInfo> read_directory(const File& file) {
   if (begins_with(file, 0, "version https://git-lfs")) {
     throw Error(file.name() + ": is a Git LFS pointer; fetch the file itself (git lfs pull)");
   }
-  if (begins_with(file, sizeof(uint64_t), "MAMBEDGE")) {  // docs/format.md
+  if (begins_with(file, sizeof(uint64_t),
+                  {format::kMagic, sizeof format::kMagic})) {  // behind the frame's own header
     throw Error(file.name() + ": is converted already; give the checkpoint that it was made of");
   }
   if (begins_with(file, kTarMarkAt, "ustar")) {

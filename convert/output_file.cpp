@@ -13,9 +13,6 @@
 #include "convert/error.h"
 
 namespace mamba_edge::convert {
-namespace {
-constexpr int kMaxLinks = 40;  // that lead to one another
-}
 
 void refuse_to_replace(const std::filesystem::path& output,
                        const std::vector<std::filesystem::path>& others, const char* what) {
@@ -24,11 +21,24 @@ void refuse_to_replace(const std::filesystem::path& output,
     std::error_code ignored;
     if (other.empty()) continue;
     if (std::filesystem::equivalent(other, output, ignored) ||
-        std::filesystem::weakly_canonical(other, ignored) ==
-            std::filesystem::weakly_canonical(output, ignored)) {
+        std::filesystem::weakly_canonical(follow_links(other, ignored), ignored) ==
+            std::filesystem::weakly_canonical(follow_links(output, ignored), ignored)) {
       throw Error(output.string() + ": cannot write: it is " + what);
     }
   }
+}
+
+std::filesystem::path follow_links(std::filesystem::path path, std::error_code& error) {
+  constexpr int kMaxLinks = 40;
+  std::error_code absent;
+  error.clear();
+  for (int links = 0; std::filesystem::is_symlink(path, absent); ++links) {
+    if (links == kMaxLinks) error = std::make_error_code(std::errc::too_many_symbolic_link_levels);
+    if (error) break;
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    if (!error) path = path.parent_path() / target;
+  }
+  return path;
 }
 
 OutputFile::OutputFile(std::filesystem::path path) : path_(std::move(path)) { open_temporary(); }
@@ -49,12 +59,8 @@ void OutputFile::open_temporary() {
   if (std::filesystem::exists(old) && !std::filesystem::is_regular_file(old)) {
     throw Error(path_.string() + ": cannot write: it is not a regular file");
   }
-  // What a link points to is replaced or made, not the link.
-  for (int links = 0; std::filesystem::is_symlink(path_, error); ++links) {
-    if (links == kMaxLinks) fail("write", ELOOP);
-    path_ = path_.parent_path() / std::filesystem::read_symlink(path_, error);
-    if (error) fail("write", error.value());
-  }
+  path_ = follow_links(path_, error);
+  if (error) fail("write", error.value());
   const std::filesystem::path folder = this->folder();
   if (!std::filesystem::is_directory(folder, error)) {
     throw Error(path_.string() + ": cannot write: there is no folder " + folder.string());

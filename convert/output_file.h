@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <system_error>
 #include <vector>
 
 namespace mamba_edge::convert {
@@ -18,10 +19,14 @@ namespace mamba_edge::convert {
 void refuse_to_replace(const std::filesystem::path& output,
                        const std::vector<std::filesystem::path>& others, const char* what);
 
+// Where a file of that name would be: where the symbolic links at its end lead, whether there is something or
+// not. `error`: a link cannot be read, or they lead in a circle.
+std::filesystem::path follow_links(std::filesystem::path path, std::error_code& error);
+
 class OutputFile {
  public:
   // The file gets the mode of the old one, or what the umask leaves; a symbolic link stays, and what it
-  // points to is replaced. Refuses an empty name, a missing folder, and an old file that is not a regular one.
+  // points to is replaced or made. Refuses an empty name, a missing folder, and an old file that is not a regular one.
   explicit OutputFile(std::filesystem::path path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;

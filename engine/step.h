@@ -110,9 +110,8 @@ struct Step {
   // Channels that one piece covers, so that pieces end at the groups of the matrix that reads them.
   static size_t piece_channels(const Matrix& reader);
 
-  // Whether products are better off with few large pieces: over more rows, kernels share more of what they
-  // do to the activations of many tokens (of more than they read the weights for as one stream).
-  bool is_many() const { return tokens > 16; }
+  // Whether products are better off with few large pieces.
+  bool is_many() const { return tokens > kStreamTokens; }
 
   // All layers: token ids in, residual stream out.
   void run_layers(const int32_t* ids) const;

@@ -41,6 +41,10 @@ struct QuantisedRows {
   size_t group_stride = 0;
 };
 
+// Products of up to so many tokens wait for the memory, which is fastest where it is read once and as one stream.
+// Those of more are better off with many row blocks in a call, which share what is done to the activations.
+constexpr size_t kStreamTokens = 16;
+
 constexpr float kTinyActivation = 0x1p-100f;
 
 // Quantises one row of `n` floats (n a multiple of group, group of kGroupMultiple) in groups, after the

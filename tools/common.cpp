@@ -23,6 +23,8 @@
 #include <set>
 #include <thread>
 
+#include "convert/output_file.h"
+
 namespace mamba_edge::tools {
 
 static_assert(std::endian::native == std::endian::little,
@@ -280,15 +282,9 @@ OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
       return;
     }
   }
-  // Replace or make what a link points at, not the link.
-  constexpr int kMaxLinks = 40;
   std::error_code error;
-  for (int links = 0; std::filesystem::is_symlink(path_, error); ++links) {
-    if (links == kMaxLinks) fail("create", ELOOP);
-    const std::filesystem::path link = path_;
-    path_ = (link.parent_path() / std::filesystem::read_symlink(link, error)).string();
-    if (error) fail("create", error.value());
-  }
+  path_ = convert::follow_links(path_, error).string();
+  if (error) fail("create", error.value());
   const std::string temporary = path_ + ".tmp-" + std::to_string(getpid());
   file_ = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (file_ < 0) fail("create", errno);

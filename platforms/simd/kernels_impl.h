@@ -12,12 +12,11 @@
 //   dot_i8<T>(w, inputs, q, dot), dot_planes<T, kType>: adds to dot[t][row] the sum of weight *
 //     q[t][i] over one group of inputs, where a stored number counts as its value plus the type's
 //     zero (dot_i8: kZero8).
-//   int_blocks(type), dot_blocks<T, R, kType, kPairs>(w, block_bytes, inputs, q, pairs, pair_stride, start,
-//     finish): optional, the same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this
+//   int_blocks(type), dot_blocks<T, R, kType, kPairs>(w, block_bytes, inputs, q, start, finish): optional, the same for kIntTokens tokens and R row blocks, int_blocks of them (0: not for this
 //     type) or, for what is left, a smaller power of two. int8 has a zero of 128 here. Sums begin with
-//     start(t, more), which has `more` added, and finish(r, dot) takes a row block's.
-//   pair_sums(w, inputs): optional, what dot_blocks has of each row block, pair_stride apart, with kPairs: in
-//     long enough groups, if there is room.
+//     start(r, t), and finish(r, dot) takes a row block's.
+//   pair_sums(w, inputs): optional, what start(r, t) has in it, too, with kPairs: in long enough groups, if there
+//     is room.
 //   PeakReg peak_fill(n), peak_opaque(reg), peak_step(sum, w): for peak_i8; a step multiplies
 //     kPeakProducts bytes of w with others, and w looks as if it changed (peak_opaque), so that no
 //     compiler leaves steps out.
@@ -343,8 +342,10 @@ struct Kernels {
       q[t] = x.q + (t0 + static_cast<size_t>(t)) * x.stride;
     }
     for (size_t g = 0; g < groups; ++g) {
-      const auto start = [&](size_t t, int32_t more) {
-        return Isa::broadcast_int(more - kZero * x.sum[(t0 + t) * x.group_stride + g]);
+      const auto start = [&](size_t r, size_t t) {
+        Ints sum = Isa::broadcast_int(-kZero * x.sum[(t0 + t) * x.group_stride + g]);
+        if constexpr (kPairs) sum.add(pairs[r * groups + g]);
+        return sum;
       };
       const auto finish = [&](size_t r, const Ints(&dot)[T]) {
         const V ws = Isa::from_f16(reinterpret_cast<const uint16_t*>(block + r * block_bytes) +
@@ -356,12 +357,11 @@ struct Kernels {
         }
       };
       if constexpr (kInBlocks<T, kType>) {
-        Isa::template dot_blocks<T, R, kType, kPairs>(
-            w, block_bytes, group, q, kPairs ? pairs + g : nullptr, groups, start, finish);
+        Isa::template dot_blocks<T, R, kType, kPairs>(w, block_bytes, group, q, start, finish);
       } else {
         Ints dot[T];
         ME_UNROLL
-        for (int t = 0; t < T; ++t) dot[t] = start(static_cast<size_t>(t), 0);
+        for (int t = 0; t < T; ++t) dot[t] = start(0, static_cast<size_t>(t));
         if constexpr (kType == WeightType::int8) {
           Isa::template dot_i8<T>(w, group, q, dot);
         } else {
@@ -425,9 +425,6 @@ struct Kernels {
       quantised_range<R / 2, kType, kPairs>(w, r, end, x, tokens, out, out_stride);
     }
   }
-
-  // Up to so many tokens wait for the memory, which is fastest where it is read once and as one stream.
-  static constexpr size_t kStreamTokens = 16;
 
   template <WeightType kType>
   static void matmul_quantised(const Matrix& w, size_t begin, size_t end, const QuantisedRows& x,

@@ -92,14 +92,14 @@ struct X86Dot {
   // and three, which is faster on ports of which only some multiply (Winograd 1968, "A new algorithm
   // for inner product"): with w and x of inputs 2k (even) and 2k + 1 (odd),
   //   sum w_e x_e + w_o x_o = sum (w_e + x_o) (w_o + x_e) - sum w_e w_o - sum x_e x_o.
-  // Minus the second sum is the row's: `pairs` of each row block, pair_stride apart. The third is the token's.
+  // The second sum is the row's, and start(r, t) has it taken off (pair_sums); the third is the token's.
   template <int T, int N, WeightType kType, bool kPairs, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, const Ints* pairs, size_t pair_stride,
-                                   const Start& start, const Finish& finish) {
+                                   const int8_t* const* q, const Start& start,
+                                   const Finish& finish) {
     static_assert(kType == WeightType::int8);
     alignas(64) int32_t even[T][kMaxGroup / kStepInputs], odd[T][kMaxGroup / kStepInputs];
-    int32_t own[T] = {};
+    Ints own[T];  // minus the third sum
     for (int t = 0; t < T; ++t) {
       Reg sum = R::set(0);
       __m128i rest = _mm_setzero_si128();
@@ -108,7 +108,9 @@ struct X86Dot {
       for (; i < inputs; i += kGroupMultiple) {
         rest = widen<Sse2Registers>(q[t], i, even[t], odd[t], rest);
       }
-      if constexpr (kPairs) own[t] = R::total32(sum) + Sse2Registers::total32(rest);
+      if constexpr (kPairs) {
+        own[t] = broadcast_int(-R::total32(sum) - Sse2Registers::total32(rest));
+      }
     }
     // The weights of a group lie together, and the next block's somewhere else.
     const auto group_bytes = static_cast<ptrdiff_t>(inputs * kTileRows);
@@ -117,8 +119,8 @@ struct X86Dot {
       Ints dot[T];
       ME_UNROLL
       for (size_t t = 0; t < T; ++t) {
-        dot[t] = start(t, -own[t]);
-        if constexpr (kPairs) dot[t].add(pairs[r * pair_stride]);
+        dot[t] = start(r, t);
+        if constexpr (kPairs) dot[t].add(own[t]);
       }
       dot_wide<T, kPairs>(w, r + 1 < N ? block : group_bytes - (N - 1) * block, inputs, even, odd,
                           dot);

@@ -49,7 +49,7 @@ struct VnniDot {
   // leaves registers for more of them.
   template <int T, int N, WeightType kType, bool kPairs, typename Start, typename Finish>
   static ME_INLINE void dot_blocks(const uint8_t* w, size_t block_bytes, size_t inputs,
-                                   const int8_t* const* q, const Ints*, size_t, const Start& start,
+                                   const int8_t* const* q, const Start& start,
                                    const Finish& finish) {
     static_assert(!kPairs);
     constexpr int kBits = properties(kType).bits;
@@ -57,7 +57,7 @@ struct VnniDot {
     Reg acc[N][T][kRegs];
     ME_UNROLL
     for (size_t t = 0; t < T; ++t) {
-      const Ints first = start(t, 0);
+      const Ints first = start(0, t);  // the same for all row blocks
       ME_UNROLL
       for (int r = 0; r < N; ++r) {
         ME_UNROLL
@@ -193,7 +193,7 @@ struct VnniDot {
   static ME_INLINE void dot_i4(const uint8_t* w, size_t inputs, const int8_t* const* q, Ints* dot) {
     if constexpr (T >= 4) {
       dot_blocks<T, 1, WeightType::int4, false>(
-          w, 0, inputs, q, nullptr, 0, [&](size_t t, int32_t) { return dot[t]; },
+          w, 0, inputs, q, [&](size_t, size_t t) { return dot[t]; },
           [&](size_t, const Ints(&sums)[T]) { std::copy_n(sums, T, dot); });
       return;
     }

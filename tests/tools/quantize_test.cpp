@@ -196,6 +196,10 @@ TEST(Quantize, FailuresAreStatus1AndLeaveNothing) {
     return std::vector<std::string>{"--type", "auto", "--target-bpw", "6", "--report-svg", path};
   };
   refused(kSmall, out, "it is the output", with_report(out));
+  fs::create_symlink("model.mamba", folder / "to-out");  // neither is there yet
+  refused(kSmall, folder / "to-out", "it is the output", with_report(out));
+  refused(kSmall, out, "it is the output", with_report(folder / "to-out"));
+  fs::remove(folder / "to-out");
   refused(folder / "checkpoint", out, "it is read for this conversion", with_report(weights));
   EXPECT_EQ(read_bytes(weights), before);
   refused(kSmall, out, "absent/plot.svg", with_report(folder / "absent/plot.svg"));
