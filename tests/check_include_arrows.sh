@@ -90,5 +90,5 @@ for room in quant platforms engine convert tools tests bench examples; do
   [ ! -d $room ] || rooms="$rooms $room"
 done
 # shellcheck disable=SC2086
-grep -rHE '^[[:space:]]*#[[:space:]]*include' --include='*.h' --include='*.c' --include='*.cpp' --include='*.inc' $rooms |
+grep -rHE '^[[:space:]]*#[[:space:]]*include' --include='*.h' --include='*.c' --include='*.cpp' --include='*.inc' --exclude-dir=node_modules $rooms |
   sort | check
